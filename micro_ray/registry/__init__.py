@@ -1,0 +1,155 @@
+"""registry: who is alive.
+
+A :class:`Registry` keeps which nodes serve which service, under which version, with which
+endpoints. Registrations are leases: they end by :meth:`Registry.deregister` or when their TTL
+passes without a renewal. Every change has a revision; :meth:`Registry.watch` gives a snapshot's
+changes in order.
+
+Backends: ``memory.py`` (embedded). External: etcd (not yet).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "MAX_NAME",
+    "Action",
+    "Change",
+    "Endpoint",
+    "Instance",
+    "Node",
+    "Registry",
+    "Service",
+    "Snapshot",
+]
+
+#: Longest name of a service, version, endpoint or node id, in characters.
+MAX_NAME = 253
+#: Seconds a registration lives without renewal unless it says otherwise, and how often it is
+#: renewed (Micro's own figures were 90 and 30).
+DEFAULT_TTL = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One callable of a service. ``name`` is ``Handler.Method``; ``request`` and ``response`` are
+    JSON Schemas; ``stream`` is "", "client", "server" or "bidi". ``metadata`` may bind a
+    ``method`` and a ``path`` template for the HTTP door, and carries ``description``."""
+
+    name: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+    response: Mapping[str, Any] = field(default_factory=dict)
+    stream: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One process that serves. ``id`` is unique per process start. ``addresses`` are wire
+    addresses in order of preference, ``unix:/path`` (reachable on ``host`` only) and
+    ``tcp:host:port``. ``host`` names the machine. ``weight`` is relative (default 100)."""
+
+    id: str
+    addresses: tuple[str, ...]
+    host: str = ""
+    weight: int = 100
+    protocol: str = "frames"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """What one node registers: the service as it serves it, and itself."""
+
+    service: str
+    version: str = "latest"
+    node: Node
+    endpoints: tuple[Endpoint, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = "micro"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service of one version: what is the same of all its nodes, and the nodes."""
+
+    name: str
+    version: str
+    namespace: str
+    endpoints: tuple[Endpoint, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+
+
+class Action(StrEnum):
+    PUT = "put"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One step of the registry's history. ``revision`` grows by one each; a DELETE carries the
+    instance as it was."""
+
+    revision: int
+    action: Action
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All instances at a revision. ``epoch`` changes when the history starts anew (a memory
+    registry that restarted): revisions of different epochs do not compare."""
+
+    epoch: str
+    revision: int
+    instances: tuple[Instance, ...]
+
+
+class Registry(abc.ABC):
+    """The interface. All verbs are safe to call from many tasks."""
+
+    @abc.abstractmethod
+    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
+        """Put or renew a node's registration for ``ttl`` seconds.
+
+        An identical registration only renews (no change is seen by watchers). Raises BadRequest
+        for invalid names, addresses, sizes or a ttl outside 1..3600 s.
+        """
+
+    @abc.abstractmethod
+    async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
+        """Renew the leases of these nodes with their own TTL; gives the ids that are unknown
+        (they must register again)."""
+
+    @abc.abstractmethod
+    async def deregister(self, namespace: str, node_id: str) -> None:
+        """Remove a node. Not an error when it is not there."""
+
+    @abc.abstractmethod
+    async def get(self, namespace: str, service: str) -> list[Service]:
+        """All versions of a service, newest registration first. Raises NotFound (saying what
+        name is near) when no node serves it."""
+
+    @abc.abstractmethod
+    async def list(self, namespace: str) -> list[Service]:
+        """Every service of the namespace ("*": of all), sorted by name, then version."""
+
+    @abc.abstractmethod
+    async def snapshot(self) -> Snapshot:
+        """Everything, with the revision to watch from."""
+
+    @abc.abstractmethod
+    def watch(self, *, epoch: str, revision: int) -> AsyncIterator[Change]:
+        """Changes after ``revision``, in order, without a gap or a repeat. Raises Conflict when
+        the epoch is not this registry's or the revision is older than its history: take a new
+        snapshot. A watcher that falls behind the kept history gets the same Conflict."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Release what is held. Watchers end."""
