@@ -53,19 +53,11 @@ class MicroError(Exception):
         if len(detail) > MAX_DETAIL:
             detail = detail[: MAX_DETAIL - 1] + "…"
         super().__init__(id, detail, retry_after)
-
-    @property
-    def id(self) -> str:
-        return str(self.args[0])
-
-    @property
-    def detail(self) -> str:
-        return str(self.args[1])
-
-    @property
-    def retry_after(self) -> float | None:
-        value = self.args[2]
-        return None if value is None else float(value)
+        # Plain attributes, not properties over args: Ray hands a caller a class derived from this
+        # one whose args differ, and which forwards only what it does not find.
+        self.id = id
+        self.detail = detail
+        self.retry_after = retry_after
 
     @property
     def status(self) -> str:

@@ -121,12 +121,15 @@ class Ray:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
-    the sockets of what runs now and must be short (Unix socket paths end at 107 bytes)."""
+    the sockets of what runs now and must be short (Unix socket paths end at 107 bytes). ``host``
+    names this machine (blank: its host name). ``anchor`` is the pid of the server process, whose
+    end ends what it started (0: none)."""
 
     namespace: str = "micro"
     state: Path = field(default_factory=lambda: Path.home() / ".micro" / "server")
     run: Path = field(default_factory=lambda: Path("/"))
     host: str = ""
+    anchor: int = 0
     api: Api = Api()
     registry: Registry = Registry()
     store: Store = Store()

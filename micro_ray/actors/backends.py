@@ -1,0 +1,52 @@
+"""Which backend a setting's URL chooses. One function per noun that has several."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from micro_ray.errors import BadRequest
+from micro_ray.registry import Registry
+from micro_ray.registry.memory import MemoryRegistry
+from micro_ray.settings import Settings
+from micro_ray.store import Store
+from micro_ray.store.memory import MemoryStore
+from micro_ray.store.sqlite import SqliteStore
+
+__all__ = ["open_registry", "open_store"]
+
+
+@asynccontextmanager
+async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
+    """``memory://``."""
+    scheme = urlsplit(settings.registry.url).scheme
+    if scheme != "memory":
+        raise BadRequest("settings", f"registry.url: {settings.registry.url!r} is not memory://")
+    registry = MemoryRegistry()
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """``sqlite:///folder`` (blank: ``<state>/store``) or ``memory://`` (one actor only)."""
+    url = urlsplit(settings.store.url)
+    store: Store
+    if url.scheme == "sqlite":
+        store = SqliteStore(Path(url.path) if url.path.strip("/") else settings.state / "store")
+    elif url.scheme == "memory":
+        if settings.pools.store > 1:
+            raise BadRequest(
+                "settings", "store.url memory:// lives in one process: set pools.store to 1"
+            )
+        store = MemoryStore()
+    else:
+        raise BadRequest(
+            "settings", f"store.url: {settings.store.url!r} is neither sqlite:///path nor memory://"
+        )
+    async with store:
+        yield store

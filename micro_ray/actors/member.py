@@ -1,0 +1,117 @@
+"""What every platform actor is made of: one member of one service's pool.
+
+A member opens its backend, serves it on frames under the well-known socket
+``<run>/<service>-<index>.sock``, registers as a node of the service, and offers the same verbs on
+its Ray handle. The data plane (frames) never touches Ray; the handle is for people,
+administration and bootstrapping.
+
+Ray runs ``async __init__`` on the actor's own event loop, so everything here lives on one loop.
+After a kill Ray restarts the actor by running ``__init__`` again, which is why a member needs
+nothing but its arguments to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from micro_ray.network import Dialer
+from micro_ray.network.network import Network
+from micro_ray.router.table import Table
+from micro_ray.settings import Bootstrap, Settings, bootstrap
+from micro_ray.wire.client import WireDialer
+from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.host import Host
+from micro_ray.wire.protocol import Limits
+from micro_ray.wire.router import Follower
+
+__all__ = ["Member", "limits_of"]
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits of frames that the settings ask for."""
+    return Limits(**asdict(settings.wire))
+
+
+class Member:
+    """The body of a platform actor; each noun's actor derives from it and adds its verbs."""
+
+    #: The service this actor is a member of.
+    service = ""
+
+    async def __init__(self, settings: Settings, index: int) -> None:
+        self.settings = settings
+        self.index = index
+        self._stack = contextlib.AsyncExitStack()
+        self._stopped = asyncio.Event()
+        # A worker that Ray starts "nice" loses the CPU to every other process under load.
+        if settings.ray.address != "local" and os.nice(0) > 0:
+            sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
+        try:
+            endpoints = await self.open()
+            self.host = await self._stack.enter_async_context(self._host(endpoints))
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def open(self) -> Endpoints:
+        """Open the backend on ``self._stack`` and give its wire face."""
+        raise NotImplementedError
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return bootstrap(self.settings, {})
+
+    def dialer(self) -> Dialer:
+        return WireDialer(limits=limits_of(self.settings))
+
+    async def network(self) -> tuple[Network, Table]:
+        """A caller of other services with its own watched table, closed with this member."""
+        dialer = self.dialer()
+        table = Table()
+        await self._stack.enter_async_context(Follower(dialer, self.bootstrap.routers, table))
+        network = Network(table, dialer, host=self.settings.host)
+        self._stack.push_async_callback(network.close)
+        return network, table
+
+    def _host(self, endpoints: Endpoints) -> Host:
+        return Host(
+            service=self.service,
+            endpoints=endpoints,
+            namespace=self.settings.namespace,
+            registry_addresses=self.bootstrap.registry,
+            run_dir=self.settings.run,
+            socket_name=f"{self.service}-{self.index}",
+            host=self.settings.host,
+            metadata={"platform": "true", "pid": str(os.getpid())},
+            limits=limits_of(self.settings),
+        )
+
+    # -- verbs that every member has on its handle -------------------------------------------
+
+    async def ping(self) -> dict[str, Any]:
+        """Where and what this member is."""
+        return {
+            "service": self.service,
+            "index": self.index,
+            "pid": os.getpid(),
+            "addresses": list(self.addresses()),
+        }
+
+    def addresses(self) -> Sequence[str]:
+        return tuple(self.host.addresses)
+
+    async def wait(self) -> None:
+        """Return when the member is stopped in good order; the supervisor of the pool parks a
+        call here, because Ray answers it with an error within milliseconds of a death."""
+        await self._stopped.wait()
+
+    async def stop(self) -> None:
+        """Deregister, finish what is being served, release the backend."""
+        await self._stack.aclose()
+        self._stopped.set()

@@ -1,0 +1,277 @@
+"""The composition root: settings -> Ray -> actors -> doors, one ladder of ``async with``.
+
+:func:`serve` is what ``micro server`` runs. Everything that is opened here is closed here, in the
+reverse order. What must outlive this process (databases, sources, logs, desired state) is under
+``settings.state``; what belongs to this life (sockets) under ``settings.run``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from micro_ray.errors import BadRequest, Conflict, Unavailable
+from micro_ray.settings import Settings
+
+__all__ = ["Platform", "platform", "serve"]
+
+Report = Callable[[str], None]
+
+#: Longest folder for Ray's own sockets: Ray adds up to 62 characters, Linux allows 107.
+MAX_RAY_TEMP = 45
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What is up: where Ray and the doors are, and the settings in force."""
+
+    settings: Settings
+    ray_address: str
+    api_url: str
+
+
+async def serve(settings: Settings, report: Report) -> None:
+    """Run the platform until SIGINT or SIGTERM; one line to ``report`` per part as it comes up.
+
+    Raises Conflict when another server runs on the same state or a port is taken, BadRequest for
+    settings that cannot work.
+    """
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ending.set)
+    async with platform(settings, report) as up:
+        report(f"ready     {up.api_url}  (this machine only: there are no accounts yet)")
+        await ending.wait()
+        report("stopping")
+    report("stopped")
+
+
+@asynccontextmanager
+async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform]:
+    """The whole platform inside ``async with``."""
+    started = time.monotonic()
+    _check(settings)
+
+    def timed(line: str) -> None:
+        report(f"{time.monotonic() - started:5.1f} s  {line}")
+
+    async with contextlib.AsyncExitStack() as ladder:
+        ladder.enter_context(_lock(settings))
+        settings = replace(settings, anchor=os.getpid())
+        address = await ladder.enter_async_context(_ray(settings))
+        timed(f"ray       up  {address}")
+        # Imported late: Ray and Serve read the environment that _ray() has just set.
+        from micro_ray.actors.launch import Supervisor
+
+        supervisor = await ladder.enter_async_context(Supervisor(settings, report=timed))
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(supervisor.ready(timeout=settings.runtime.start_timeout))
+            door = parts.create_task(ladder.enter_async_context(_doors(settings, timed)))
+        yield Platform(settings=settings, ray_address=address, api_url=door.result())
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what cannot work before anything is started."""
+    host = settings.api.host
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise BadRequest(
+            "settings",
+            f"api.host {host!r} is not a loopback address: the doors listen on this machine only "
+            "until there are accounts. Use 127.0.0.1.",
+        )
+    for name, port in (
+        ("api.port", settings.api.port),
+        ("api.serve_port", settings.api.serve_port),
+    ):
+        if port > 65535:
+            raise BadRequest("settings", f"{name} {port} is not a port (0 to 65535)")
+        if port:
+            _free(host, port, name)
+    if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):
+        raise BadRequest(
+            "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
+        )
+
+
+def _free(host: str, port: int, name: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                variable = f"MICRO_{name.replace('.', '_').upper()}"
+                raise Conflict(
+                    "server",
+                    f"{name} {port} on {host}: {os.strerror(error.errno).lower()}. "
+                    f"Stop what listens there or choose another with {variable}.",
+                ) from None
+            raise
+
+
+@contextlib.contextmanager
+def _lock(settings: Settings) -> Any:
+    """One server per state folder. The lock goes with the process, however it ends."""
+    for folder in (settings.state, settings.run):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable("server", f"cannot make {folder}: {error.strerror}") from error
+    path = settings.state / "server.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise Conflict(
+                "server",
+                f"another micro server (pid {owner}) runs on {settings.state}. "
+                "Stop it, or set MICRO_STATE to another folder.",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@asynccontextmanager
+async def _ray(settings: Settings) -> AsyncIterator[str]:
+    """A Ray of our own (``local``), or the one that is named; its address."""
+    token = settings.state / "ray_token"
+    _environment(settings, token)
+    import ray
+
+    if settings.ray.address == "local":
+        folder = _ray_folder(settings)
+        info = await asyncio.to_thread(
+            ray.init,
+            address="local",
+            namespace="micro",
+            num_cpus=settings.ray.num_cpus or max(4, os.cpu_count() or 1),
+            object_store_memory=settings.ray.object_store_memory,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+    else:
+        info = await asyncio.to_thread(
+            ray.init,
+            address=settings.ray.address,
+            namespace="micro",
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    address = str(info.address_info["gcs_address"])
+    known = {
+        "address": address,
+        "auth_mode": settings.ray.auth,
+        "token_path": str(token) if settings.ray.auth == "token" else "",
+        "namespace": "micro",
+    }
+    path = settings.state / "ray.json"
+    path.write_text(json.dumps(known))
+    try:
+        yield address
+    finally:
+        path.unlink(missing_ok=True)
+        await asyncio.to_thread(ray.shutdown)
+
+
+def _environment(settings: Settings, token: Path) -> None:
+    """What Ray reads from the environment, in this process and in all it starts."""
+    os.environ.update(
+        RAY_worker_niceness="0",
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_enable_metrics_collection="0",
+        RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE="1000",
+        RAY_SERVE_LOG_TO_STDERR="0",
+        RAY_AUTH_MODE=settings.ray.auth,
+    )
+    if settings.ray.auth == "token" and settings.ray.address == "local":
+        if not token.exists():
+            descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _ray_folder(settings: Settings) -> Path:
+    """Ray's session folder: under the state, or under the system's when that is too long for
+    sockets. Sessions of earlier lives are removed: we hold the lock."""
+    folder = settings.state / "ray"
+    if len(str(folder)) > MAX_RAY_TEMP:
+        digest = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
+        folder = Path(tempfile.gettempdir()) / f"micro-ray-{os.getuid()}" / digest
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@asynccontextmanager
+async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
+    """Ray Serve and the doors on it; the url of the api."""
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from micro_ray.serve.api import NAME, application
+
+    def up() -> None:
+        options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
+        location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
+        ray_serve.start(proxy_location=location, http_options=options)
+        ray_serve.run(application(settings), name=NAME, route_prefix="/", _blocking=True)
+
+    await asyncio.to_thread(up)
+    url = f"http://{settings.api.host}:{settings.api.port}"
+    await _answers(settings.api.host, settings.api.port, settings.runtime.start_timeout)
+    report(f"api       up  {url}  {settings.api.replicas} replicas")
+    if settings.api.serve_port:
+        report(f"serve     up  http://{settings.api.host}:{settings.api.serve_port}")
+    try:
+        yield url
+    finally:
+        await asyncio.to_thread(ray_serve.shutdown)
+
+
+async def _answers(host: str, port: int, within: float) -> None:
+    """Wait until the door says that it is ready."""
+    end = time.monotonic() + within
+    while True:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+            async with asyncio.timeout(2):
+                reader, writer = await asyncio.open_connection(host, port)
+                try:
+                    writer.write(b"GET /ready HTTP/1.1\r\nhost: door\r\nconnection: close\r\n\r\n")
+                    if b" 200 " in await reader.readline():
+                        return
+                finally:
+                    writer.close()
+        if time.monotonic() > end:
+            raise Unavailable("server", f"the api on {host}:{port} is not ready in {within:g} s")
+        await asyncio.sleep(0.05)

@@ -1,0 +1,108 @@
+"""The HTTP door as a Ray Serve deployment.
+
+Serve places, scales, health-checks, updates and drains the door's replicas. Each replica listens
+by itself on the door's port (``SO_REUSEPORT``, so that replicas share it on a node) and answers
+from a watched route table, one hop from the service: Serve's own proxy and its replica wrapper
+would cost ten times the hop. The same app is on Serve's HTTP route too (``__call__``), for those
+who come that way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from ray import serve
+
+from micro_ray.actors.member import limits_of
+from micro_ray.api.app import Api
+from micro_ray.errors import Unavailable
+from micro_ray.network.network import Network
+from micro_ray.router.table import Table
+from micro_ray.serve.listener import Listener
+from micro_ray.settings import Settings, bootstrap
+from micro_ray.wire.client import WireDialer
+from micro_ray.wire.router import Follower
+
+__all__ = ["NAME", "application"]
+
+#: The Serve application, deployment and platform service are all named so.
+NAME = "api"
+
+#: Seconds a door waits for its first route table before it listens with an empty one.
+FIRST_TABLE = 10.0
+
+
+class ApiDoor:
+    """One replica of the door."""
+
+    async def __init__(self, settings: Settings) -> None:
+        self._stack = contextlib.AsyncExitStack()
+        try:
+            await self._open(settings)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _open(self, settings: Settings) -> None:
+        boot = bootstrap(settings, {})
+        dialer = WireDialer(limits=limits_of(settings))
+        table = Table()
+        follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
+        network = Network(table, dialer, host=boot.host)
+        self._stack.push_async_callback(network.close)
+        self.api = Api(
+            network,
+            table,
+            settings.api,
+            ready=follower.ready.is_set,
+            namespace=settings.namespace,
+        )
+        self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
+        await self._listener.start()
+        self._stack.push_async_callback(self._listener.stop)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve's own route ends here."""
+        await self.api(scope, receive, send)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose listener is gone."""
+        if not self._listener.serving:
+            raise Unavailable("api", "the listener of this replica has ended")
+
+    async def __del__(self) -> None:
+        await self._stack.aclose()
+
+
+def _no_app() -> Any:
+    """Serve asks for an ASGI app at decoration; ours exists only inside the replica, and its
+    ``__call__`` comes first in the class order, so this one is never called."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                await send({"type": message["type"] + ".complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        raise RuntimeError("the door's own __call__ should have been used")
+
+    return app
+
+
+def application(settings: Settings) -> serve.Application:
+    """The Serve application of the door, ready for ``serve.run``."""
+    deployment = serve.deployment(
+        name=NAME,
+        num_replicas=settings.api.replicas,
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=settings.runtime.drain_timeout,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        health_check_timeout_s=5,
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress(_no_app)(ApiDoor))
+    return deployment.bind(settings)
