@@ -1,0 +1,67 @@
+"""HTTP to helloworld through the api, against the ways it might have been built."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bench.measure import Figure, Sample, interleave, table
+from bench.stack import Server, micro, peer, server
+from bench.wrk import load
+
+__all__ = ["run"]
+
+OURS = "api to helloworld"
+NAMES = (
+    OURS,
+    "(a) the same door answering by itself",
+    "(b) Serve's proxy and a DeploymentHandle",
+    "(c) the same app behind HAProxy, direct ingress",
+    "(d) a bare uvicorn with the same bytes",
+)
+
+
+@asynccontextmanager
+async def _platform(**extra: str) -> AsyncIterator[Server]:
+    async with server(**extra) as up:
+        await micro(up, "run", "examples/helloworld")
+        yield up
+
+
+async def run(*, quick: bool) -> str:
+    """Both tables: 32 connections, and one."""
+    seconds, rounds = (1, 1) if quick else (5, 5)
+    async with (
+        _platform(MICRO_API_REPLICAS="1") as ours,
+        _platform(
+            MICRO_API_REPLICAS="1",
+            RAY_SERVE_ENABLE_HA_PROXY="1",
+            RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
+            RAY_SERVE_HAPROXY_NBTHREAD="2",
+        ) as haproxy,
+        peer("handle") as handle,
+        peer("uvicorn") as uvicorn,
+    ):
+        urls = {
+            NAMES[0]: (f"http://127.0.0.1:{ours.port}/helloworld/call", True),
+            NAMES[1]: (f"http://127.0.0.1:{ours.port}/health", False),
+            NAMES[2]: (f"http://127.0.0.1:{handle}/", True),
+            NAMES[3]: (f"http://127.0.0.1:{haproxy.serve_port}/helloworld/call", True),
+            NAMES[4]: (f"http://127.0.0.1:{uvicorn}/", True),
+        }
+        parts = []
+        for connections in (32, 1):
+            figures = await _measure(urls, connections, seconds, rounds)
+            parts.append(table(f"HTTP, {connections} connection(s)", figures, OURS))
+        return "\n\n".join(parts)
+
+
+async def _measure(
+    urls: dict[str, tuple[str, bool]], connections: int, seconds: int, rounds: int
+) -> dict[str, Figure]:
+    async def once(url: str, post: bool) -> Sample:
+        return await load(url, connections=connections, seconds=seconds, post=post)
+
+    contenders = {name: functools.partial(once, *what) for name, what in urls.items()}
+    return await interleave(contenders, rounds=rounds)

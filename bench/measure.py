@@ -1,0 +1,96 @@
+"""Interleaved measurements: A B A B, medians over rounds, so that what else the machine does falls
+on all alike."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Figure", "Sample", "interleave", "machine", "quantile", "table"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One round of one contender: ``rate`` per second, latencies in seconds, failures."""
+
+    rate: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A contender's medians over its rounds, with the spread of the rate (min, max)."""
+
+    name: str
+    rate: float
+    low: float
+    high: float
+    p50: float
+    p99: float
+    failures: int
+
+
+async def interleave(
+    contenders: Mapping[str, Callable[[], Awaitable[Sample]]], *, rounds: int
+) -> dict[str, Figure]:
+    """Run every contender once per round, in turn, after one unmeasured warm-up of each."""
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        await contender()
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            samples[name].append(await contender())
+    return {
+        name: Figure(
+            name=name,
+            rate=statistics.median(s.rate for s in rows),
+            low=min(s.rate for s in rows),
+            high=max(s.rate for s in rows),
+            p50=statistics.median(s.p50 for s in rows),
+            p99=statistics.median(s.p99 for s in rows),
+            failures=sum(s.failures for s in rows),
+        )
+        for name, rows in samples.items()
+    }
+
+
+def quantile(values: list[float], q: float) -> float:
+    """The q-quantile (0..1) by nearest rank; 0 for no values."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def machine() -> str:
+    """One line: what this was measured on."""
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} x {models[0] if models else platform.machine()}, {memory:.0f} GiB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def table(title: str, figures: Mapping[str, Figure], base: str) -> str:
+    """A Markdown table; ``ratio`` is the rate of ``base`` over the row's."""
+    lines = [
+        f"**{title}**",
+        "",
+        "| | per second (min-max) | p50 ms | p99 ms | failures | first / this |",
+        "|---|---|---|---|---|---|",
+    ]
+    for figure in figures.values():
+        ratio = figures[base].rate / figure.rate if figure.rate else float("inf")
+        lines.append(
+            f"| {figure.name} | {figure.rate:,.0f} ({figure.low:,.0f}-{figure.high:,.0f}) "
+            f"| {figure.p50 * 1e3:.2f} | {figure.p99 * 1e3:.2f} | {figure.failures} "
+            f"| {ratio:.2f}x |"
+        )
+    return "\n".join(lines)

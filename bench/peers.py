@@ -1,0 +1,80 @@
+"""The peers that the HTTP door is measured against, each run as a process of its own:
+
+``python -m bench.peers handle PORT``   the obvious design: Serve's default proxy, an ingress
+                                       deployment, a DeploymentHandle to the service
+``python -m bench.peers uvicorn PORT``  a bare uvicorn that answers the same bytes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+from typing import Any
+
+ANSWER = b'{"message":"Hello Alice"}'
+
+
+def handle(port: int) -> None:
+    os.environ.update(
+        RAY_AUTH_MODE="disabled",
+        RAY_worker_niceness="0",
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_enable_metrics_collection="0",
+        RAY_SERVE_LOG_TO_STDERR="0",
+    )
+    import ray
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        num_cpus=4,
+        object_store_memory=100 * 2**20,
+        _temp_dir=tempfile.mkdtemp(prefix="peer-"),
+        _node_ip_address="127.0.0.1",
+    )
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+
+    @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+    class Helloworld:
+        async def call(self, request: dict[str, Any]) -> dict[str, Any]:
+            return {"message": f"Hello {request['name']}"}
+
+    @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+    class Door:
+        def __init__(self, service: Any) -> None:
+            self.service = service
+
+        async def __call__(self, request: Any) -> Any:
+            return await self.service.call.remote(json.loads(await request.body()))
+
+    serve.run(Door.bind(Helloworld.bind()), name="peer", route_prefix="/")
+    print("ready", flush=True)
+    threading.Event().wait()
+
+
+def uvicorn(port: int) -> None:
+    import uvicorn as server
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            more = (await receive()).get("more_body", False)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"25")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": ANSWER})
+
+    config = server.Config(
+        app, host="127.0.0.1", port=port, access_log=False, lifespan="off", log_level="warning"
+    )
+    print("ready", flush=True)
+    server.Server(config).run()
+
+
+if __name__ == "__main__":
+    {"handle": handle, "uvicorn": uvicorn}[sys.argv[1]](int(sys.argv[2]))
