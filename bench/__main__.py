@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib
+
+import uvloop
 
 from bench.measure import machine
 
@@ -22,7 +23,7 @@ def main() -> None:
     print(f"{machine()}\n")
     for name in options.names or NAMES:
         module = importlib.import_module(f"bench.{name}")
-        print(asyncio.run(module.run(quick=options.quick)), flush=True)
+        print(uvloop.run(module.run(quick=options.quick)), flush=True)
         print()
 
 
