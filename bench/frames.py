@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from bench.measure import Sample, interleave, quantile, table
@@ -120,8 +119,7 @@ async def run(*, quick: bool) -> str:
     seconds, rounds = (0.5, 1) if quick else (2.0, 5)
     parts = []
     with tempfile.TemporaryDirectory(prefix="mb-") as folder:
-        Path(folder, "ray").mkdir()
-        async with _frames(folder) as ours, _grpc(folder) as grpc, _ray(f"{folder}/ray") as actor:
+        async with _frames(folder) as ours, _grpc(folder) as grpc, _ray(folder) as actor:
             echoes = {"frames": ours, "grpc.aio": grpc, "Ray actor call": actor}
             for in_flight in (1, 32):
                 for size in (100, 10_000):

@@ -1,0 +1,239 @@
+"""Bytes to frames and back, without I/O. The specification is docs/wire.md."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgspec
+
+from micro_ray.errors import MicroError, from_dict
+
+__all__ = [
+    "ACK",
+    "BARE",
+    "END",
+    "HEAD_SIZE",
+    "MAGIC",
+    "MORE",
+    "VERSION",
+    "Decoder",
+    "Head",
+    "Hello",
+    "Kind",
+    "Limits",
+    "ProtocolError",
+    "decode_error",
+    "decode_hello",
+    "decode_request",
+    "encode_error",
+    "encode_frame",
+    "encode_hello",
+    "encode_request",
+]
+
+MAGIC = "micro"
+#: The one version there is. Both sides name the range they speak; the highest common one is used.
+VERSION = 1
+
+
+class Kind(IntEnum):
+    HELLO = 0
+    REQUEST = 1
+    DATA = 2
+    ERROR = 3
+    CANCEL = 4
+    WINDOW = 5
+    PING = 6
+    GOAWAY = 7
+
+
+#: Flags: END, the last frame of this side of the stream; MORE, the message goes on in the next
+#: frame; ACK, the answer to a PING; BARE, the frame carries no message.
+END, MORE, ACK, BARE = 1, 2, 4, 8
+
+_HEAD = struct.Struct(">IBBI")
+HEAD_SIZE = _HEAD.size
+#: Bytes of kind, flags and stream id, which the length counts.
+_COUNTED = 6
+_LAST_KIND = max(Kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one side accepts. Sizes in bytes, times in seconds.
+
+    ``window`` is the credit each stream starts with, ``max_buffered`` what one connection may hold
+    unread before it refuses new streams, ``keepalive`` the silence after which a PING is sent; a
+    peer silent for twice that is gone.
+    """
+
+    max_frame: int = 2**20
+    max_message: int = 16 * 2**20
+    max_header: int = 64 * 2**10
+    window: int = 256 * 2**10
+    max_streams: int = 10_000
+    max_buffered: int = 64 * 2**20
+    handshake: float = 5.0
+    keepalive: float = 10.0
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol; the connection cannot go on."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """The first frame of each side. ``versions`` is [lowest, highest]."""
+
+    magic: str
+    versions: tuple[int, int]
+    max_frame: int
+    max_message: int
+    window: int
+    max_streams: int
+
+
+class Head(msgspec.Struct, omit_defaults=True):
+    """The header of a REQUEST. ``timeout_ms`` 0 is no deadline."""
+
+    service: str
+    endpoint: str
+    timeout_ms: int = 0
+    content: str = "application/json"
+    metadata: dict[str, str] = {}
+
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_head = msgspec.json.Decoder(Head).decode
+_decode_hello = msgspec.json.Decoder(Hello).decode
+_pack = _HEAD.pack
+_unpack_from = _HEAD.unpack_from
+
+Frame = tuple[int, int, int, bytes]
+
+
+def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame: u32 length of what follows it, u8 kind, u8 flags, u32 stream, payload."""
+    return _pack(_COUNTED + len(payload), kind, flags, stream) + payload
+
+
+def encode_hello(limits: Limits) -> bytes:
+    hello = Hello(
+        magic=MAGIC,
+        versions=(VERSION, VERSION),
+        max_frame=limits.max_frame,
+        max_message=limits.max_message,
+        window=limits.window,
+        max_streams=limits.max_streams,
+    )
+    return encode_frame(Kind.HELLO, 0, 0, _encode_json(hello))
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """Raises ProtocolError for anything but a HELLO this version can talk to."""
+    try:
+        hello = _decode_hello(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed HELLO: {error}") from None
+    low, high = hello.versions
+    if hello.magic != MAGIC or low > high:
+        raise ProtocolError("the peer does not speak micro frames")
+    if not low <= VERSION <= high:
+        raise ProtocolError(f"no common version: here {VERSION}, there {low} to {high}")
+    if hello.max_frame < 1024 or hello.window < 1024 or hello.max_message < hello.max_frame:
+        raise ProtocolError("the peer's limits are too small (1024 bytes at least)")
+    return hello
+
+
+def encode_request(stream: int, head: Head, body: bytes, flags: int) -> bytes:
+    """A REQUEST: u16 length of the JSON header, the header, the beginning of the first message."""
+    header = _encode_json(head)
+    size = len(header)
+    return b"".join(
+        (
+            _pack(_COUNTED + 2 + size + len(body), Kind.REQUEST, flags, stream),
+            size.to_bytes(2, "big"),
+            header,
+            body,
+        )
+    )
+
+
+def decode_request(payload: bytes) -> tuple[Head, bytes]:
+    """Raises ProtocolError naming what is malformed."""
+    size = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 + size:
+        raise ProtocolError("REQUEST shorter than its header")
+    try:
+        head = _decode_head(payload[2 : 2 + size])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed REQUEST header: {error}") from None
+    return head, payload[2 + size :]
+
+
+def encode_error(stream: int, error: MicroError) -> bytes:
+    return encode_frame(Kind.ERROR, END, stream, _encode_json(error.to_dict()))
+
+
+def decode_error(payload: bytes) -> MicroError:
+    """Never raises: garbage becomes an InternalError that says so."""
+    try:
+        form = msgspec.json.decode(payload, type=dict)
+    except (msgspec.DecodeError, RecursionError):
+        form = {"code": 500, "id": "wire", "detail": "the peer sent an unreadable error"}
+    return from_dict(form)
+
+
+class Decoder:
+    """Incremental: feed bytes as they come, get whole frames. Holds at most one frame.
+
+    ``limit`` is the largest payload accepted; before the handshake it may be small.
+    """
+
+    __slots__ = ("_need", "_parts", "_size", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._need = HEAD_SIZE
+
+    @property
+    def buffered(self) -> int:
+        return self._size
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are now complete, in order. Raises ProtocolError (and is of no further
+        use) for a length or kind that cannot be."""
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size < self._need:
+                return []
+            data = b"".join(self._parts)
+            self._parts = []
+            self._size = 0
+        frames: list[Frame] = []
+        position, size = 0, len(data)
+        need = HEAD_SIZE
+        while size - position >= HEAD_SIZE:
+            length, kind, flags, stream = _unpack_from(data, position)
+            if length < _COUNTED or length - _COUNTED > self.limit:
+                raise ProtocolError(
+                    f"frame of {length} bytes (6 to {self.limit + _COUNTED} allowed)"
+                )
+            if kind > _LAST_KIND:
+                raise ProtocolError(f"unknown frame kind {kind}")
+            need = 4 + length
+            end = position + need
+            if end > size:
+                break
+            frames.append((kind, flags, stream, data[position + HEAD_SIZE : end]))
+            position = end
+            need = HEAD_SIZE
+        if position < size:
+            self._parts = [data[position:]] if position else [bytes(data)]
+            self._size = size - position
+            self._need = need
+        return frames

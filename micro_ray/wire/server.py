@@ -1,0 +1,375 @@
+"""The serving side of frames: listens, runs one task per call, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from micro_ray.errors import (
+    Cancelled,
+    Conflict,
+    InternalError,
+    MicroError,
+    Timeout,
+    TooLarge,
+    Unavailable,
+)
+from micro_ray.network import Call
+from micro_ray.wire.address import Address, parse
+from micro_ray.wire.connection import Channel, Connection
+from micro_ray.wire.protocol import (
+    BARE,
+    END,
+    Head,
+    Hello,
+    Kind,
+    Limits,
+    ProtocolError,
+    decode_request,
+    encode_error,
+    encode_frame,
+)
+
+__all__ = ["Handler", "Incoming", "Server"]
+
+log = logging.getLogger(__name__)
+
+#: Connections waiting to be accepted, and connections open at once.
+BACKLOG = 1024
+MAX_CONNECTIONS = 10_000
+
+
+class Incoming(Channel):
+    """One call being served."""
+
+    __slots__ = ("expired", "head", "task")
+
+    connection: ServerConnection
+
+    def __init__(
+        self, connection: ServerConnection, stream: int, deadline: float | None, head: Head
+    ) -> None:
+        super().__init__(connection, stream, deadline)
+        self.head = head
+        self.task: asyncio.Task[None] | None = None
+        self.expired = False
+
+    @property
+    def call(self) -> Call:
+        """The head of the call; ``timeout`` is what remains of it."""
+        head = self.head
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return Call(
+            service=head.service,
+            endpoint=head.endpoint,
+            timeout=left,
+            content=head.content,
+            metadata=head.metadata,
+        )
+
+    @property
+    def peer(self) -> str:
+        """The address of the caller, "" over a Unix socket."""
+        return self.connection.peer_name
+
+    async def reply(self, message: bytes) -> None:
+        """Send the only, or last, message and end the answer."""
+        await self._send(message, END)
+
+
+Handler = Callable[[Incoming], Awaitable[None]]
+
+
+class ServerConnection(Connection[Incoming]):
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.limits)
+        self.server = server
+        self.last = 0
+        self.draining = False
+        self.peer_name = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        self.peer_name = f"tcp:{name[0]}:{name[1]}" if isinstance(name, tuple) and name else ""
+        if len(self.server.connections) >= MAX_CONNECTIONS:
+            log.warning("connection refused: %d are open", MAX_CONNECTIONS)
+            self.kill()
+        else:
+            self.server.connections.add(self)
+
+    def greeted(self, hello: Hello) -> None:
+        self.say_hello()
+        if self.server.draining:
+            self.goaway()
+
+    def on_request(self, flags: int, stream: int, payload: bytes) -> None:
+        if stream <= self.last or not stream & 1:
+            raise ProtocolError(f"REQUEST on stream {stream}; odd and growing ids only")
+        self.last = stream
+        head, body = decode_request(payload)
+        refusal = self._refusal()
+        if refusal is not None:
+            self.write(encode_error(stream, refusal))
+            return
+        deadline = None
+        if head.timeout_ms > 0:
+            deadline = time.monotonic() + head.timeout_ms / 1000
+        incoming = Incoming(self, stream, deadline, head)
+        self.streams[stream] = incoming
+        self.server.started()
+        try:
+            incoming.feed(flags, body)
+        except TooLarge as error:
+            self._finish(incoming, error)
+            return
+        if deadline is not None:
+            self.watch_deadline(deadline)
+        incoming.task = self.loop.create_task(self._run(incoming))
+
+    def _refusal(self) -> Unavailable | None:
+        """Why a new stream is not taken; nothing of it has been executed."""
+        if self.draining:
+            return Unavailable("wire", "this node is going away", 0.0)
+        if len(self.streams) >= self.limits.max_streams:
+            return Unavailable("wire", f"{self.limits.max_streams} calls on one connection", 0.1)
+        if self.buffered > self.limits.max_buffered:
+            return Unavailable("wire", "too much unread on this connection", 0.1)
+        return None
+
+    async def _run(self, incoming: Incoming) -> None:
+        error: MicroError | None = None
+        try:
+            await self.server.handler(incoming)
+        except MicroError as raised:
+            error = raised
+        except asyncio.CancelledError:
+            if incoming.expired:
+                error = Timeout(incoming.head.service, "the deadline passed while it was served")
+            elif incoming.error is None:
+                error = Cancelled(incoming.head.service, "the service gave the call up")
+        except Exception as raised:
+            log.exception("%s raised", incoming.head.endpoint)
+            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+        except BaseException as raised:  # SystemExit of a handler must not end the server silently
+            log.error("%s raised %r", incoming.head.endpoint, raised)
+            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+        self._finish(incoming, error)
+
+    def _finish(self, incoming: Incoming, error: MicroError | None) -> None:
+        if self.streams.pop(incoming.stream, None) is None:
+            return
+        if incoming.inbox or incoming.parts is not None:
+            incoming.discard()
+        if incoming.error is None and not self.is_lost:
+            if error is not None and not incoming.local_done:
+                self.write(encode_error(incoming.stream, error))
+            elif not incoming.local_done:
+                self.write(encode_frame(Kind.DATA, END | BARE, incoming.stream))
+        incoming.local_done = True
+        self.server.ended()
+
+    def on_data(self, flags: int, stream: int, payload: bytes) -> None:
+        incoming = self.streams.get(stream)
+        if incoming is None:
+            if stream > self.last or not stream & 1:
+                raise ProtocolError(f"DATA on stream {stream}, which was never opened")
+            return  # the answer has ended already
+        if incoming.remote_done:
+            raise ProtocolError(f"DATA after END on stream {stream}")
+        try:
+            incoming.feed(flags, payload)
+        except TooLarge as error:
+            self._break(incoming, error, tell=True)
+
+    def on_error(self, stream: int, payload: bytes) -> None:
+        raise ProtocolError("ERROR is for the client")
+
+    def on_cancel(self, stream: int) -> None:
+        incoming = self.streams.get(stream)
+        if incoming is not None:
+            self._break(incoming, Cancelled("wire", "the caller gave the call up"), tell=False)
+
+    def on_window(self, stream: int, credit: int) -> None:
+        incoming = self.streams.get(stream)
+        if incoming is not None:
+            incoming.grant(credit)
+
+    def deadline_of(self, item: Incoming) -> float | None:
+        return item.deadline
+
+    def on_deadline(self, stream: int) -> None:
+        incoming = self.streams[stream]
+        incoming.expired = True
+        self._break(
+            incoming,
+            Timeout(incoming.head.service, "the deadline passed while it was served"),
+            tell=True,
+        )
+
+    def _break(self, incoming: Incoming, error: MicroError, *, tell: bool) -> None:
+        """End a call from outside its handler. The caller is told at once; the call counts as in
+        flight until its handler has ended."""
+        if tell and not incoming.local_done and incoming.error is None:
+            self.write(encode_error(incoming.stream, error))
+        incoming.fail(error)
+        if incoming.task is not None:
+            incoming.task.cancel()
+
+    def on_lost(self) -> None:
+        self.server.connections.discard(self)
+        self.server.changed.set()
+        for incoming in list(self.streams.values()):
+            self._break(incoming, Cancelled("wire", "the caller has gone"), tell=False)
+
+    def goaway(self) -> None:
+        self.draining = True
+        self.write(encode_frame(Kind.GOAWAY, 0, self.last))
+
+
+class Server:
+    """Serves calls on any number of addresses; an ``async with`` that closes what it opened."""
+
+    def __init__(self, handler: Handler, *, limits: Limits | None = None, name: str = "") -> None:
+        self.handler = handler
+        self.limits = limits or Limits()
+        self.name = name
+        self.in_flight = 0
+        self.draining = False
+        self.connections: set[ServerConnection] = set()
+        self.changed = asyncio.Event()
+        self._listeners: list[asyncio.Server] = []
+        self._paths: list[tuple[str, int]] = []
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def listen(self, address: str) -> str:
+        """Listen on an address (``tcp:host:0`` takes a free port) and give the bound one.
+
+        A Unix socket is made with mode 0600; the file of a process that is gone is replaced.
+        Raises Conflict when somebody listens there, Unavailable when the address cannot be bound.
+        """
+        where = parse(address)
+        bound = _bind_unix(where.path) if where.path else _bind_tcp(where)
+        listener = (
+            await asyncio.get_running_loop().create_server(
+                lambda: ServerConnection(self), sock=bound, backlog=BACKLOG
+            )
+            if not where.path
+            else await asyncio.get_running_loop().create_unix_server(
+                lambda: ServerConnection(self), sock=bound, backlog=BACKLOG
+            )
+        )
+        self._listeners.append(listener)
+        if where.path:
+            self._paths.append((where.path, os.stat(where.path).st_ino))
+            return str(where)
+        host, port = bound.getsockname()[:2]
+        return str(Address(host=host, port=port))
+
+    def started(self) -> None:
+        self.in_flight += 1
+
+    def ended(self) -> None:
+        self.in_flight -= 1
+        if self.draining:
+            self.changed.set()
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no new call (callers are told, and what they sent meanwhile is refused as not
+        executed) and wait until those in flight have ended and the callers have left. True when
+        that happened within ``timeout`` seconds."""
+        self.draining = True
+        self._stop_listening()
+        for connection in self.connections:
+            connection.goaway()
+        try:
+            async with asyncio.timeout(timeout):
+                while self.in_flight or self.connections:
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            return not self.in_flight
+        return True
+
+    async def close(self) -> None:
+        """Close everything now; calls in flight are cancelled."""
+        self.draining = True
+        self._stop_listening()
+        tasks = [i.task for c in self.connections for i in c.streams.values() if i.task]
+        lost = [c.lost for c in self.connections]
+        for connection in list(self.connections):
+            connection.shut()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if lost:
+            await asyncio.wait(lost, timeout=3)
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path, inode in self._paths:
+            # Only our own file: another process may have taken the name meanwhile.
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+        self._paths.clear()
+
+    @property
+    def peers(self) -> Sequence[str]:
+        return [connection.peer_name for connection in self.connections]
+
+
+def _bind_unix(path: str) -> socket.socket:
+    if os.path.exists(path):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            except OSError as error:
+                raise Conflict("wire", f"{path} is in the way: {error.strerror}") from None
+            else:
+                raise Conflict("wire", f"another process listens on {path}")
+    bound = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        bound.bind(path)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise Unavailable(
+            "wire", f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
+        ) from None
+    finally:
+        os.umask(before)
+    bound.setblocking(False)
+    return bound
+
+
+def _bind_tcp(where: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((where.host, where.port))
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict("wire", f"another process listens on {where}") from None
+        raise Unavailable("wire", f"cannot listen on {where}: {error.strerror or error}") from None
+    bound.setblocking(False)
+    return bound
