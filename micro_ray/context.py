@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["DEFAULT_NAMESPACE", "Context", "current", "new_request_id", "use"]
+__all__ = ["CURRENT", "DEFAULT_NAMESPACE", "Context", "current", "new_request_id", "use"]
 
 DEFAULT_NAMESPACE = "micro"
 
@@ -43,23 +43,24 @@ class Context:
         return max(0.0, self.deadline - time.monotonic())
 
 
-_current: ContextVar[Context | None] = ContextVar("micro_context", default=None)
+#: The one module-level variable of the project: one value per task.
+CURRENT: ContextVar[Context | None] = ContextVar("micro_context", default=None)
 _NONE = Context()
 
 
 def current() -> Context:
     """The context of the call being served here, or an empty one outside any call."""
-    return _current.get() or _NONE
+    return CURRENT.get() or _NONE
 
 
 @contextmanager
 def use(context: Context) -> Iterator[Context]:
     """Make ``context`` the current one inside the ``with`` block."""
-    token = _current.set(context)
+    token = CURRENT.set(context)
     try:
         yield context
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)
 
 
 def new_request_id() -> str:

@@ -1,0 +1,289 @@
+"""The router: follows a registry, derives routes, hands out a full table and then deltas.
+
+When the registry is out of reach the last good table goes on being served, marked stale. A registry
+that starts anew (another epoch) is empty at first: routes it does not confirm within ``grace``
+seconds go, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from micro_ray.errors import MicroError
+from micro_ray.registry import Action, Change, Instance, Node, Registry, Snapshot
+from micro_ray.router import Delta, Entry, Route
+from micro_ray.router.keep import Keeper
+from micro_ray.router.table import Table
+
+__all__ = ["Router"]
+
+log = logging.getLogger(__name__)
+
+#: Deltas kept for one watcher; one that is slower gets the full table instead.
+QUEUE = 1_000
+#: Seconds that a service without nodes stays known, so that callers hear "unavailable" and wait
+#: for a moment rather than "not found" while its only replica is replaced.
+LINGER = 10.0
+#: Seconds between attempts to reach the registry: first, and at most.
+BACKOFF = (0.02, 0.5)
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.deltas: deque[Delta] = deque()
+        self.overrun = True  # the first thing a watcher gets is the full table
+        self.wake = asyncio.Event()
+
+    def push(self, delta: Delta) -> None:
+        if len(self.deltas) >= QUEUE:
+            self.deltas.clear()
+            self.overrun = True
+        if not self.overrun:
+            self.deltas.append(delta)
+        self.wake.set()
+
+
+class Router:
+    """``async with`` starts following. ``keep`` is the file of the last good table."""
+
+    def __init__(
+        self, registry: Registry, *, keep: Path | None = None, grace: float = 30.0
+    ) -> None:
+        self.table = Table()
+        self._registry = registry
+        self._keeper = Keeper(keep) if keep is not None else None
+        self._grace = grace
+        self._epoch = os.urandom(8).hex()
+        self._revision = 0
+        self._registry_epoch = ""
+        self._instances: dict[tuple[str, str], Instance] = {}
+        self._doubtful: dict[tuple[str, str], float] = {}
+        self._empty: dict[tuple[str, str, str], float] = {}
+        self._watchers: set[_Watcher] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.followed = asyncio.Event()
+
+    async def __aenter__(self) -> Router:
+        kept = self._keeper.load() if self._keeper is not None else None
+        if kept is not None:
+            self._take_over(kept)
+        else:
+            self._emit(Delta(epoch=self._epoch, revision=0, full=True, stale=True))
+        self._tasks = [
+            asyncio.create_task(self._follow()),
+            asyncio.create_task(self._prune()),
+        ]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._keeper is not None:
+            await self._keeper.close()
+
+    async def watch(self) -> AsyncIterator[Delta]:
+        """The full table, then every change in order, for ever. A watcher that falls behind gets
+        the full table again."""
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        try:
+            while True:
+                if watcher.overrun:
+                    watcher.overrun = False
+                    yield self.table.full()
+                elif watcher.deltas:
+                    yield watcher.deltas.popleft()
+                else:
+                    watcher.wake.clear()
+                    await watcher.wake.wait()
+        finally:
+            self._watchers.discard(watcher)
+
+    # -- following -------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        pause = BACKOFF[0]
+        while True:
+            try:
+                snapshot = await self._registry.snapshot()
+                self._rebuild(snapshot)
+                self.followed.set()
+                pause = BACKOFF[0]
+                watch = self._registry.watch(epoch=snapshot.epoch, revision=snapshot.revision)
+                async with contextlib.aclosing(watch) as changes:  # type: ignore[type-var]
+                    async for change in changes:
+                        self._change(change)
+            except MicroError as error:
+                log.info("the registry is out of reach: %s", error)
+            if not self.table.stale:
+                self._emit(self._delta(stale=True))
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, BACKOFF[1])
+
+    def _take_over(self, kept: Delta) -> None:
+        """Start from the kept table: all of it is in doubt until the registry confirms it."""
+        until = time.monotonic() + self._grace
+        endpoints = {(e.namespace, e.service, e.version): e for e in kept.entries}
+        for route in kept.routes:
+            key = (route.namespace, route.id)
+            entry = endpoints.get((route.namespace, route.service, route.version))
+            self._instances[key] = _instance(route, entry)
+            self._doubtful[key] = until
+        self._emit(
+            Delta(
+                epoch=self._epoch,
+                revision=0,
+                full=True,
+                routes=kept.routes,
+                entries=kept.entries,
+                stale=True,
+                at=kept.at,
+            )
+        )
+
+    def _rebuild(self, snapshot: Snapshot) -> None:
+        """Bring the table to a snapshot, as one delta."""
+        new_life = snapshot.epoch != self._registry_epoch
+        self._registry_epoch = snapshot.epoch
+        have = {(i.namespace, i.node.id): i for i in snapshot.instances}
+        taken = {a for i in snapshot.instances for a in i.node.addresses}
+        until = time.monotonic() + self._grace
+        gone = []
+        for key, instance in list(self._instances.items()):
+            if key in have:
+                continue
+            if new_life and not taken.intersection(instance.node.addresses):
+                self._doubtful.setdefault(key, until)
+            else:
+                gone.append(instance)
+                self._forget(key)
+        fresh = [i for key, i in have.items() if self._instances.get(key) != i]
+        self._instances.update(have)
+        for key in have:
+            self._doubtful.pop(key, None)
+        self._emit(self._delta(put=fresh, gone=gone))
+
+    def _change(self, change: Change) -> None:
+        instance = change.instance
+        key = (instance.namespace, instance.node.id)
+        self._doubtful.pop(key, None)
+        if change.action is Action.PUT:
+            # A node that took over another's address took its place.
+            old = [
+                other
+                for other in self._doubtful
+                if set(self._instances[other].node.addresses) & set(instance.node.addresses)
+            ]
+            gone = [self._instances[other] for other in old]
+            for other in old:
+                self._forget(other)
+            self._instances[key] = instance
+            self._emit(self._delta(put=[instance], gone=gone))
+        elif key in self._instances:
+            self._forget(key)
+            self._emit(self._delta(gone=[instance]))
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._instances.pop(key, None)
+        self._doubtful.pop(key, None)
+
+    # -- deltas ----------------------------------------------------------------------------------
+
+    def _delta(
+        self,
+        *,
+        put: list[Instance] | None = None,
+        gone: list[Instance] | None = None,
+        gone_entries: tuple[tuple[str, str, str], ...] = (),
+        stale: bool = False,
+    ) -> Delta:
+        self._revision += 1
+        entries = {}
+        for instance in put or ():
+            key = (instance.namespace, instance.service, instance.version)
+            self._empty.pop(key, None)
+            entries[key] = Entry(
+                namespace=instance.namespace,
+                service=instance.service,
+                version=instance.version,
+                endpoints=instance.endpoints,
+                metadata=instance.metadata,
+            )
+        alive = {(i.namespace, i.service, i.version) for i in self._instances.values()}
+        for instance in gone or ():
+            key = (instance.namespace, instance.service, instance.version)
+            if key not in alive:
+                self._empty[key] = time.monotonic() + LINGER
+        return Delta(
+            epoch=self._epoch,
+            revision=self._revision,
+            routes=tuple(_route(i) for i in put or ()),
+            gone=tuple(i.node.id for i in gone or ()),
+            entries=tuple(entries.values()),
+            gone_entries=gone_entries,
+            stale=stale,
+            at=time.time(),
+        )
+
+    def _emit(self, delta: Delta) -> None:
+        self.table.apply(delta)
+        for watcher in self._watchers:
+            watcher.push(delta)
+        if self._keeper is not None and not delta.stale:
+            self._keeper.keep(self.table.full())
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            late = [key for key, until in self._doubtful.items() if until <= now]
+            gone = [self._instances[key] for key in late]
+            for key in late:
+                self._forget(key)
+            empty = tuple(key for key, until in self._empty.items() if until <= now)
+            for name in empty:
+                del self._empty[name]
+            if gone or empty:
+                self._emit(self._delta(gone=gone, gone_entries=empty, stale=self.table.stale))
+
+
+def _route(instance: Instance) -> Route:
+    node = instance.node
+    return Route(
+        id=node.id,
+        namespace=instance.namespace,
+        service=instance.service,
+        version=instance.version,
+        addresses=node.addresses,
+        host=node.host,
+        protocol=node.protocol,
+        weight=node.weight,
+        metadata=node.metadata,
+    )
+
+
+def _instance(route: Route, entry: Entry | None) -> Instance:
+    return Instance(
+        service=route.service,
+        version=route.version,
+        namespace=route.namespace,
+        endpoints=entry.endpoints if entry is not None else (),
+        metadata=entry.metadata if entry is not None else {},
+        node=Node(
+            id=route.id,
+            addresses=route.addresses,
+            host=route.host,
+            weight=route.weight,
+            protocol=route.protocol,
+            metadata=route.metadata,
+        ),
+    )

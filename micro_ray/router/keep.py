@@ -1,0 +1,62 @@
+"""The last good table in a file, so that a router that restarts has something to serve before the
+registry answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from micro_ray.router import Delta
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds that changes are gathered before the file is written.
+DEBOUNCE = 0.2
+
+
+class Keeper:
+    """Writes the newest table it was given, at most every ``DEBOUNCE`` seconds, by rename."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._latest: Delta | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def load(self) -> Delta | None:
+        """What was kept, or None; an unreadable file is reported and passed over."""
+        try:
+            return msgspec.msgpack.decode(self._path.read_bytes(), type=Delta)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, RecursionError) as error:
+            log.warning("the kept route table %s is of no use: %s", self._path, error)
+            return None
+
+    def keep(self, full: Delta) -> None:
+        self._latest = full
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write_soon())
+
+    async def _write_soon(self) -> None:
+        while self._latest is not None:
+            await asyncio.sleep(DEBOUNCE)
+            latest, self._latest = self._latest, None
+            await asyncio.to_thread(self._write, latest)
+
+    def _write(self, full: Delta) -> None:
+        temporary = self._path.with_suffix(".new")
+        try:
+            temporary.write_bytes(msgspec.msgpack.encode(full))
+            os.replace(temporary, self._path)
+        except OSError as error:
+            log.warning("the route table cannot be kept in %s: %s", self._path, error)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,57 @@
+"""The network's face on frames: what a caller sees of nodes, routes and services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from micro_ray.network.network import Network, NodeStatus
+from micro_ray.router import Route
+from micro_ray.wire.endpoints import Endpoints
+
+__all__ = ["endpoints"]
+
+
+def endpoints(network: Network) -> Endpoints:
+    """Service ``network``."""
+
+    async def nodes(namespace: str = "micro") -> list[NodeStatus]:
+        """Every node, as this caller sees it."""
+        return network.nodes(namespace)
+
+    async def routes(namespace: str = "micro", service: str = "") -> list[Route]:
+        """Every route, or those of one service."""
+        rows = network.routes(namespace)
+        return [r for r in rows if not service or r.service.lower() == service.lower()]
+
+    async def services(namespace: str = "micro") -> list[str]:
+        """The names of the services that can be called."""
+        return network.table.services(namespace)
+
+    async def graph(namespace: str = "micro") -> dict[str, Any]:
+        """Services with their nodes."""
+        tree: dict[str, list[dict[str, Any]]] = {}
+        for route in network.routes(namespace):
+            node = {"id": route.id, "version": route.version, "host": route.host}
+            tree.setdefault(route.service, []).append(node)
+        return {"namespace": namespace, "services": tree}
+
+    async def status() -> dict[str, Any]:
+        """How old and how large the table of this caller is."""
+        table = network.table
+        return {
+            "epoch": table.epoch,
+            "revision": table.revision,
+            "stale": table.stale,
+            "routes": len(table.routes()),
+        }
+
+    face = Endpoints("network")
+    for name, function in (
+        ("Nodes", nodes),
+        ("Routes", routes),
+        ("Services", services),
+        ("Graph", graph),
+        ("Status", status),
+    ):
+        face.add(f"Network.{name}", function)
+    return face

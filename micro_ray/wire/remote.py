@@ -1,0 +1,68 @@
+"""A caller bound to one platform service at well-known addresses, for what must be reached before
+there is a route table: the registry and the router themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from micro_ray.errors import BadGateway, MicroError, Unavailable
+from micro_ray.network import Call, Dialer, Peer, Stream
+from micro_ray.wire.schema import MSGPACK
+
+__all__ = ["Direct", "decode", "encode"]
+
+T = TypeVar("T")
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decode(body: bytes, kind: type[T], where: str) -> T:
+    """Raises BadGateway for an answer that is not of the type."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadGateway(where, f"an answer that cannot be read: {error}") from None
+
+
+class Direct:
+    """Calls a service at the first of some addresses that answers; one connection at a time."""
+
+    def __init__(self, dialer: Dialer, addresses: Sequence[str], service: str) -> None:
+        self._dialer = dialer
+        self._addresses = tuple(addresses)
+        self._service = service
+        self._peer: Peer | None = None
+        self._dialing = asyncio.Lock()
+
+    async def peer(self) -> Peer:
+        """A live connection. Raises Unavailable when no address answers."""
+        async with self._dialing:
+            if self._peer is not None and not self._peer.closed:
+                return self._peer
+            error: MicroError | None = None
+            for address in self._addresses:
+                try:
+                    self._peer = await self._dialer.dial(address, timeout=2.0)
+                except Unavailable as raised:
+                    error = raised
+                else:
+                    return self._peer
+            raise error or Unavailable(self._service, f"no address of {self._service} is known")
+
+    async def call(self, endpoint: str, request: Any, kind: type[T], *, timeout: float = 10.0) -> T:
+        """One MessagePack request, one answer."""
+        peer = await self.peer()
+        head = Call(service=self._service, endpoint=endpoint, timeout=timeout, content=MSGPACK)
+        return decode(await peer.call(head, encode(request)), kind, f"{self._service}.{endpoint}")
+
+    async def open(self, endpoint: str) -> Stream:
+        peer = await self.peer()
+        return await peer.open(Call(service=self._service, endpoint=endpoint, content=MSGPACK))
+
+    async def close(self) -> None:
+        if self._peer is not None:
+            await self._peer.close()

@@ -1,0 +1,121 @@
+"""The router's face on frames, and the follower that keeps a table up to date from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+
+from micro_ray.errors import MicroError
+from micro_ray.network import Dialer
+from micro_ray.router import Delta, Entry, Filter, Route
+from micro_ray.router.derive import Router
+from micro_ray.router.table import Table
+from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.remote import Direct, decode, encode
+
+__all__ = ["Follower", "endpoints"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds between attempts when no router answers: first, and at most.
+BACKOFF = (0.01, 1.0)
+
+
+def endpoints(router: Router) -> Endpoints:
+    """Service ``router``: lookups, the tables, and the watch that doors and clients hold."""
+
+    async def lookup(
+        service: str,
+        namespace: str = "micro",
+        version: str = "",
+        address: str = "",
+        network: str = "",
+        link: str = "",
+    ) -> list[Route]:
+        """The routes of a service."""
+        filter = Filter(version=version, address=address, network=network, link=link)
+        return list(router.table.lookup(namespace, service, filter))
+
+    async def read(service: str = "", namespace: str = "micro") -> list[Route]:
+        """The whole table, or one service's routes."""
+        rows = router.table.routes(namespace)
+        return [r for r in rows if not service or r.service.lower() == service.lower()]
+
+    async def entries(namespace: str = "micro") -> list[Entry]:
+        """The services that callers may know, with their endpoints."""
+        return router.table.entries(namespace)
+
+    async def watch() -> AsyncIterator[Delta]:
+        """The full table, then its changes."""
+        async for delta in router.watch():
+            yield delta
+
+    face = Endpoints("router")
+    face.add("Router.Lookup", lookup)
+    face.add("Router.Watch", watch)
+    face.add("Table.Read", read)
+    face.add("Table.Entries", entries)
+    return face
+
+
+class Follower:
+    """An ``async with`` that keeps ``table`` as the first router that answers has it.
+
+    It never raises: with no router in reach the table stays as it is, marked stale, and attempts go
+    on. ``ready`` is set once a table that followed a registry has come.
+    """
+
+    def __init__(self, dialer: Dialer, addresses: Sequence[str], table: Table) -> None:
+        self._dialer = dialer
+        self._addresses = list(addresses)
+        self._table = table
+        self._task: asyncio.Task[None] | None = None
+        self.ready = asyncio.Event()
+
+    async def __aenter__(self) -> Follower:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        addresses = random.sample(self._addresses, len(self._addresses))
+        pause = BACKOFF[0]
+        while True:
+            for address in addresses:
+                direct = Direct(self._dialer, [address], "router")
+                try:
+                    await self._watch(direct)
+                except MicroError as error:
+                    log.debug("router %s: %s", address, error)
+                except Exception:
+                    log.exception("router %s", address)
+                finally:
+                    await direct.close()
+                if self._table.revision and not self._table.stale:
+                    pause = BACKOFF[0]
+                self._table.mark_stale()
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, BACKOFF[1])
+
+    async def _watch(self, direct: Direct) -> None:
+        async with await direct.open("Router.Watch") as stream:
+            await stream.send(encode({}))
+            await stream.end()
+            while (message := await stream.receive()) is not None:
+                delta = decode(message, Delta, "router")
+                if delta.full and delta.stale and self._table.version and self._worse(delta):
+                    # A router that has just started knows less than this table does.
+                    continue
+                if not self._table.apply(delta):
+                    return  # not ours to follow: connect again for a full table
+                if not delta.stale:
+                    self.ready.set()
+
+    def _worse(self, delta: Delta) -> bool:
+        return len(delta.routes) < len(self._table.routes())

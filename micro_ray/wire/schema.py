@@ -1,0 +1,178 @@
+"""From a handler's signature to its request and response types: decoders and JSON Schemas.
+
+A type may be a dataclass, a ``msgspec.Struct``, a pydantic model, a ``TypedDict``, a ``dict``,
+``list`` or builtin, or ``bytes`` (untouched). Fields that a request has and the type has not are
+ignored, so that a caller may be newer than the service.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+from micro_ray.errors import BadRequest, InternalError, TooLarge, UnsupportedMedia
+
+__all__ = ["JSON", "MSGPACK", "Codec", "codec"]
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+#: Content types that are decoded; a request in another one is for ``bytes`` endpoints only.
+MEDIA = (JSON, MSGPACK)
+
+#: Largest published schema in bytes; a larger one is published as ``{}`` (any).
+MAX_SCHEMA = 64 * 1024
+
+Decode = Callable[[bytes, str], Any]
+Encode = Callable[[Any, str], bytes]
+
+_json_encode = msgspec.json.Encoder().encode
+_msgpack_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """How values of one type cross: ``decode(body, content)`` raises BadRequest that names the
+    field, ``encode(value, content)`` InternalError."""
+
+    schema: Mapping[str, Any]
+    decode: Decode
+    encode: Encode
+
+
+def codec(kind: Any, where: str) -> Codec:
+    """The codec of a type; ``where`` names the endpoint in errors. Raises TypeError for types that
+    cannot cross."""
+    if kind is bytes:
+        binary = {"type": "string", "contentEncoding": "binary"}
+        return Codec(schema=binary, decode=_raw_decode, encode=_raw_encode(where))
+    if kind is None or kind is type(None):
+        return Codec(schema={}, decode=lambda body, content: None, encode=_empty)
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        return _pydantic_codec(kind, where)
+    try:
+        schema = _bounded(_schema(kind))
+        json = msgspec.json.Decoder(kind)
+        msgpack = msgspec.msgpack.Decoder(kind)
+    except TypeError as error:
+        raise TypeError(f"{where}: {kind!r} cannot be an endpoint's type: {error}") from None
+    return Codec(
+        schema=schema,
+        decode=_decoder(json.decode, msgpack.decode, where),
+        encode=_encoder(where),
+    )
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """One self-contained JSON Schema (draft 2020-12) with ``$defs``."""
+    if kind is Any:
+        return {}
+    (schema,), components = msgspec.json.schema_components((kind,), ref_template="#/$defs/{name}")
+    schema = dict(schema)
+    reference = str(schema.get("$ref", "")).rpartition("/")[2]
+    if reference in components and not _mentions(components, reference):
+        schema = dict(components.pop(reference))
+    if components:
+        schema["$defs"] = components
+    return schema
+
+
+def _mentions(components: Mapping[str, Any], name: str) -> bool:
+    return f'"#/$defs/{name}"'.encode() in _json_encode(components)
+
+
+def _bounded(schema: dict[str, Any]) -> Mapping[str, Any]:
+    return schema if len(_json_encode(schema)) <= MAX_SCHEMA else {}
+
+
+def _decoder(json: Callable[[bytes], Any], msgpack: Callable[[bytes], Any], where: str) -> Decode:
+    def decode(body: bytes, content: str) -> Any:
+        try:
+            if content == JSON:
+                return json(body or b"{}")
+            if content == MSGPACK:
+                return msgpack(body or b"\x80")
+        except msgspec.ValidationError as error:
+            raise BadRequest(where, f"wrong input: {error}") from None
+        except msgspec.DecodeError as error:
+            raise BadRequest(where, f"malformed {content}: {error}") from None
+        except RecursionError:
+            raise TooLarge(where, "the input is nested too deeply") from None
+        except UnicodeDecodeError as error:
+            raise BadRequest(where, f"the input is not UTF-8: {error}") from None
+        raise UnsupportedMedia(where, f"content type {content!r}; send one of {', '.join(MEDIA)}")
+
+    return decode
+
+
+def _encoder(where: str) -> Encode:
+    def encode(value: Any, content: str) -> bytes:
+        try:
+            return _msgpack_encode(value) if content == MSGPACK else _json_encode(value)
+        except (TypeError, ValueError, RecursionError, OverflowError) as error:
+            raise InternalError(
+                where, f"the answer cannot be sent ({type(error).__name__}: {error})"
+            ) from None
+
+    return encode
+
+
+def _pydantic_codec(model: Any, where: str) -> Codec:
+    import pydantic
+
+    def decode(body: bytes, content: str) -> Any:
+        try:
+            if content == MSGPACK:
+                return model.model_validate(msgspec.msgpack.decode(body))
+            if content == JSON:
+                return model.model_validate_json(body or b"{}")
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise BadRequest(where, f"wrong input: {first['msg']} - at `$.{field}`") from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadRequest(where, f"malformed {content}: {error}") from None
+        raise UnsupportedMedia(where, f"content type {content!r}; send one of {', '.join(MEDIA)}")
+
+    plain = _encoder(where)
+
+    def encode(value: Any, content: str) -> bytes:
+        if isinstance(value, pydantic.BaseModel):
+            if content == JSON:
+                return value.model_dump_json().encode()
+            value = value.model_dump(mode="json")
+        return plain(value, content)
+
+    return Codec(schema=_bounded(model.model_json_schema()), decode=decode, encode=encode)
+
+
+def _raw_decode(body: bytes, content: str) -> bytes:
+    return body
+
+
+def _raw_encode(where: str) -> Encode:
+    def encode(value: Any, content: str) -> bytes:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise InternalError(
+                where, f"the answer must be bytes, as declared, not {type(value).__name__}"
+            )
+        return bytes(value)
+
+    return encode
+
+
+def _empty(value: Any, content: str) -> bytes:
+    return b"\x80" if content == MSGPACK else b"{}"
+
+
+def kind_of_fields(name: str, fields: list[tuple[str, Any, Any]]) -> Any:
+    """A struct type of plain parameters: (name, type, default or ``msgspec.NODEFAULT``)."""
+    defined: list[Any] = [
+        (field, kind) if default is msgspec.NODEFAULT else (field, kind, default)
+        for field, kind, default in fields
+    ]
+    return cast(Any, msgspec.defstruct(name, defined, kw_only=True))
