@@ -150,6 +150,7 @@ class Bootstrap:
     host: str
     run: Path
     instance: str = ""
+    version: str = ""
 
 
 def load(
@@ -199,6 +200,7 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         host=settings.host,
         run=settings.run,
         instance=environ.get("MICRO_INSTANCE", ""),
+        version=environ.get("MICRO_SERVICE_VERSION", ""),
     )
 
 

@@ -4,8 +4,8 @@ there is a route table: the registry and the router themselves."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -13,11 +13,45 @@ from micro_ray.errors import BadGateway, MicroError, Unavailable
 from micro_ray.network import Call, Dialer, Peer, Stream
 from micro_ray.wire.schema import MSGPACK
 
-__all__ = ["Direct", "decode", "encode"]
+__all__ = ["Caller", "Direct", "decode", "encode", "from_json", "to_json"]
 
 T = TypeVar("T")
 
 encode = msgspec.msgpack.Encoder().encode
+to_json = msgspec.json.Encoder().encode
+
+
+class Caller(Protocol):
+    """What a remote face needs: a Network, or the SDK's client. Bodies are bytes of JSON."""
+
+    async def call(
+        self,
+        service: str,
+        endpoint: str,
+        body: bytes,
+        /,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool = False,
+    ) -> bytes: ...
+
+    async def open(
+        self,
+        service: str,
+        endpoint: str,
+        /,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Stream: ...
+
+
+def from_json(body: bytes, kind: type[T], where: str) -> T:
+    """Raises BadGateway for an answer that is not of the type."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadGateway(where, f"an answer that cannot be read: {error}") from None
 
 
 def decode(body: bytes, kind: type[T], where: str) -> T:

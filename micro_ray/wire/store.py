@@ -1,0 +1,495 @@
+"""The store's face on frames, and the interface over a caller.
+
+Values cross JSON as text when they are UTF-8 and as base64 otherwise; ``encoding`` says which
+(``text`` or ``base64``). Writers may send either.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from micro_ray.context import current
+from micro_ray.errors import BadRequest
+from micro_ray.store import (
+    DEFAULT,
+    Blob,
+    Change,
+    Check,
+    Delete,
+    Operation,
+    Put,
+    Record,
+    Store,
+)
+from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.remote import Caller, from_json, to_json
+
+__all__ = ["RemoteStore", "endpoints"]
+
+NAME = "store"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireRecord:
+    """A record as it crosses."""
+
+    key: str
+    value: str = ""
+    encoding: str = "text"
+    metadata: dict[str, str] = field(default_factory=dict)
+    expiry: float | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    records: list[WireRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireOperation:
+    """One step of a transaction: ``kind`` is put, delete or check."""
+
+    kind: str
+    key: str
+    value: str = ""
+    encoding: str = "text"
+    table: str = DEFAULT
+    metadata: dict[str, str] = field(default_factory=dict)
+    expiry: float | None = None
+    expected: int | None = None
+
+
+def _text(value: bytes) -> tuple[str, str]:
+    try:
+        return value.decode(), "text"
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode(), "base64"
+
+
+def _bytes(value: str, encoding: str) -> bytes:
+    if encoding == "text":
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise BadRequest("store", "value is not valid Unicode; send it as base64") from None
+    if encoding != "base64":
+        raise BadRequest("store", f"encoding {encoding!r} is neither 'text' nor 'base64'")
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise BadRequest("store", f"value is not base64: {error}") from None
+
+
+def _out(record: Record) -> WireRecord:
+    value, encoding = _text(record.value)
+    return WireRecord(
+        key=record.key,
+        value=value,
+        encoding=encoding,
+        metadata=dict(record.metadata),
+        expiry=record.expiry,
+        version=record.version,
+    )
+
+
+def _in(record: WireRecord) -> Record:
+    return Record(
+        key=record.key,
+        value=_bytes(record.value, record.encoding),
+        metadata=record.metadata,
+        expiry=record.expiry,
+        version=record.version,
+    )
+
+
+def _operation(row: WireOperation) -> Operation:
+    if row.kind == "put":
+        return Put(
+            key=row.key,
+            value=_bytes(row.value, row.encoding),
+            table=row.table,
+            metadata=row.metadata,
+            expiry=row.expiry,
+            expected=row.expected,
+        )
+    if row.kind == "delete":
+        return Delete(key=row.key, table=row.table, expected=row.expected)
+    if row.kind == "check":
+        if row.expected is None:
+            raise BadRequest("store", f"check of {row.key!r} without an expected version")
+        return Check(key=row.key, table=row.table, expected=row.expected)
+    raise BadRequest("store", f"kind {row.kind!r} is not put, delete or check")
+
+
+class _Face:
+    """The endpoints as methods; the namespace is the caller's."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def read(
+        self,
+        key: str,
+        prefix: bool = False,
+        suffix: bool = False,
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> Records:
+        """The record under a key, or with prefix or suffix all whose key begins or ends so."""
+        space = current().namespace
+        if not prefix and not suffix:
+            record = await self._store.read(key, database=database, table=table, namespace=space)
+            return Records(records=[_out(record)])
+        found = await self._store.query(
+            prefix=key if prefix else "",
+            suffix=key if suffix else "",
+            limit=limit,
+            offset=offset,
+            order=order,
+            database=database,
+            table=table,
+            namespace=space,
+        )
+        return Records(records=[_out(record) for record in found])
+
+    async def query(
+        self,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> Records:
+        """Records whose key begins and ends so."""
+        found = await self._store.query(
+            prefix=prefix,
+            suffix=suffix,
+            limit=limit,
+            offset=offset,
+            order=order,
+            database=database,
+            table=table,
+            namespace=current().namespace,
+        )
+        return Records(records=[_out(record) for record in found])
+
+    async def write(
+        self,
+        key: str,
+        value: str = "",
+        encoding: str = "text",
+        metadata: dict[str, str] = {},  # noqa: B006 - copied by the struct, never changed
+        expiry: float | None = None,
+        expected: int | None = None,
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> WireRecord:
+        """Write a record; expiry in seconds. With expected only over that version (0: none)."""
+        record = await self._store.write(
+            key,
+            _bytes(value, encoding),
+            metadata=metadata,
+            expiry=expiry,
+            expected=expected,
+            database=database,
+            table=table,
+            namespace=current().namespace,
+        )
+        return _out(record)
+
+    async def delete(
+        self,
+        key: str,
+        expected: int | None = None,
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> None:
+        """Remove a record."""
+        await self._store.delete(
+            key,
+            expected=expected,
+            database=database,
+            table=table,
+            namespace=current().namespace,
+        )
+
+    async def list(
+        self,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> dict[str, Any]:
+        """The keys that begin and end so."""
+        keys = await self._store.keys(
+            prefix=prefix,
+            suffix=suffix,
+            limit=limit,
+            offset=offset,
+            order=order,
+            database=database,
+            table=table,
+            namespace=current().namespace,
+        )
+        return {"keys": keys}
+
+    async def transaction(
+        self, operations: Sequence[WireOperation], database: str = DEFAULT
+    ) -> dict[str, Any]:
+        """All of these operations or none."""
+        rows = [_operation(row) for row in operations]
+        versions = await self._store.transact(
+            rows, database=database, namespace=current().namespace
+        )
+        return {"versions": versions}
+
+    async def databases(self) -> dict[str, Any]:
+        """The databases of the namespace."""
+        return {"databases": await self._store.databases(namespace=current().namespace)}
+
+    async def tables(self, database: str = DEFAULT) -> dict[str, Any]:
+        """The tables of a database."""
+        return {"tables": await self._store.tables(database, namespace=current().namespace)}
+
+    async def revision(self) -> dict[str, Any]:
+        """The newest version given."""
+        return {"revision": await self._store.revision(namespace=current().namespace)}
+
+    async def watch(
+        self,
+        revision: int = -1,
+        prefix: str = "",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+    ) -> AsyncIterator[Change]:
+        """Changes after a revision (-1: from now on)."""
+        space = current().namespace
+        if revision < 0:
+            revision = await self._store.revision(namespace=space)
+        watch = self._store.watch(
+            revision=revision, prefix=prefix, database=database, table=table, namespace=space
+        )
+        async for change in watch:
+            yield change
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        """A blob in pieces."""
+        async for piece in self._store.read_blob(key, namespace=current().namespace):
+            yield piece
+
+    async def write_blob(self, messages: AsyncIterator[bytes]) -> Blob:
+        """Write a blob: the first message is JSON with its key, the others are its bytes."""
+        try:
+            key = msgspec.json.decode(await anext(messages), type=dict[str, str])["key"]
+        except (StopAsyncIteration, msgspec.DecodeError, KeyError):
+            raise BadRequest("store", 'the first message must be {"key": "..."}') from None
+        return await self._store.write_blob(key, messages, namespace=current().namespace)
+
+    async def delete_blob(self, key: str) -> dict[str, Any]:
+        """Remove a blob."""
+        return {"deleted": await self._store.delete_blob(key, namespace=current().namespace)}
+
+    async def blobs(self, prefix: str = "") -> dict[str, Any]:
+        """Blobs by key."""
+        return {"blobs": await self._store.blobs(prefix=prefix, namespace=current().namespace)}
+
+
+def endpoints(store: Store) -> Endpoints:
+    """Service ``store``."""
+    face, table = _Face(store), Endpoints(NAME)
+    for name in (
+        "read", "query", "write", "delete", "list", "transaction", "databases", "tables",
+        "revision", "watch",
+    ):  # fmt: skip
+        table.add(f"Store.{name.title()}", getattr(face, name))
+    table.add("BlobStore.Read", face.read_blob)
+    table.add("BlobStore.Write", face.write_blob)
+    table.add("BlobStore.Delete", face.delete_blob)
+    table.add("BlobStore.List", face.blobs)
+    return table
+
+
+class RemoteStore(Store):
+    """The interface over a caller. ``database`` and ``table`` of the verbs default to the ones
+    given here. Reads may be tried again on another node, writes only when they were surely not
+    executed."""
+
+    def __init__(self, caller: Caller, *, database: str = DEFAULT, table: str = DEFAULT) -> None:
+        self._caller = caller
+        self._database = database
+        self._table = table
+
+    async def _call(
+        self, endpoint: str, request: Mapping[str, Any], namespace: str, *, safe: bool = False
+    ) -> bytes:
+        return await self._caller.call(
+            NAME,
+            endpoint,
+            to_json(request),
+            metadata={"micro-namespace": namespace},
+            idempotent=safe,
+        )
+
+    def _place(self, database: str, table: str) -> dict[str, Any]:
+        return {
+            "database": self._database if database == DEFAULT else database,
+            "table": self._table if table == DEFAULT else table,
+        }
+
+    async def close(self) -> None:
+        """The caller is not ours."""
+
+    async def read(
+        self, key: str, *, database: str = DEFAULT, table: str = DEFAULT, namespace: str = DEFAULT
+    ) -> Record:
+        request = {"key": key, **self._place(database, table)}
+        body = await self._call("Store.Read", request, namespace, safe=True)
+        return _in(from_json(body, Records, NAME).records[0])
+
+    async def query(
+        self,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[Record]:
+        request = {
+            "prefix": prefix,
+            "suffix": suffix,
+            "limit": limit,
+            "offset": offset,
+            "order": order,
+            **self._place(database, table),
+        }
+        body = await self._call("Store.Query", request, namespace, safe=True)
+        return [_in(record) for record in from_json(body, Records, NAME).records]
+
+    async def keys(
+        self,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[str]:
+        request = {
+            "prefix": prefix,
+            "suffix": suffix,
+            "limit": limit,
+            "offset": offset,
+            "order": order,
+            **self._place(database, table),
+        }
+        body = await self._call("Store.List", request, namespace, safe=True)
+        return from_json(body, dict[str, list[str]], NAME)["keys"]
+
+    async def transact(
+        self,
+        operations: Sequence[Operation],
+        *,
+        database: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[int]:
+        rows = []
+        for row in operations:
+            form: dict[str, Any] = {
+                "kind": type(row).__name__.lower(),
+                "key": row.key,
+                "table": self._place(database, row.table)["table"],
+                "expected": row.expected,
+            }
+            if isinstance(row, Put):
+                form["value"], form["encoding"] = _text(row.value)
+                form["metadata"], form["expiry"] = dict(row.metadata), row.expiry
+            rows.append(form)
+        request = {"operations": rows, "database": self._place(database, DEFAULT)["database"]}
+        body = await self._call("Store.Transaction", request, namespace)
+        return from_json(body, dict[str, list[int]], NAME)["versions"]
+
+    async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
+        body = await self._call("Store.Databases", {}, namespace, safe=True)
+        return from_json(body, dict[str, list[str]], NAME)["databases"]
+
+    async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
+        request = {"database": self._place(database, DEFAULT)["database"]}
+        body = await self._call("Store.Tables", request, namespace, safe=True)
+        return from_json(body, dict[str, list[str]], NAME)["tables"]
+
+    async def revision(self, *, namespace: str = DEFAULT) -> int:
+        body = await self._call("Store.Revision", {}, namespace, safe=True)
+        return from_json(body, dict[str, int], NAME)["revision"]
+
+    async def watch(
+        self,
+        *,
+        revision: int,
+        prefix: str = "",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> AsyncIterator[Change]:
+        request = {"revision": revision, "prefix": prefix, **self._place(database, table)}
+        opened = await self._caller.open(
+            NAME, "Store.Watch", metadata={"micro-namespace": namespace}
+        )
+        async with opened as stream:
+            await stream.send(to_json(request))
+            await stream.end()
+            while (message := await stream.receive()) is not None:
+                yield from_json(message, Change, NAME)
+
+    async def write_blob(
+        self, key: str, chunks: AsyncIterable[bytes], *, namespace: str = DEFAULT
+    ) -> Blob:
+        opened = await self._caller.open(
+            NAME, "BlobStore.Write", metadata={"micro-namespace": namespace}
+        )
+        async with opened as stream:
+            await stream.send(to_json({"key": key}))
+            async for chunk in chunks:
+                await stream.send(chunk)
+            await stream.end()
+            answer = await stream.receive()
+            return from_json(answer or b"", Blob, NAME)
+
+    async def read_blob(self, key: str, *, namespace: str = DEFAULT) -> AsyncIterator[bytes]:
+        opened = await self._caller.open(
+            NAME, "BlobStore.Read", metadata={"micro-namespace": namespace}
+        )
+        async with opened as stream:
+            await stream.send(to_json({"key": key}))
+            await stream.end()
+            while (piece := await stream.receive()) is not None:
+                yield piece
+
+    async def delete_blob(self, key: str, *, namespace: str = DEFAULT) -> bool:
+        body = await self._call("BlobStore.Delete", {"key": key}, namespace)
+        return from_json(body, dict[str, bool], NAME)["deleted"]
+
+    async def blobs(self, *, prefix: str = "", namespace: str = DEFAULT) -> list[Blob]:
+        body = await self._call("BlobStore.List", {"prefix": prefix}, namespace, safe=True)
+        return from_json(body, dict[str, list[Blob]], NAME)["blobs"]
