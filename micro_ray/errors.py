@@ -19,6 +19,7 @@ __all__ = [
     "Conflict",
     "Forbidden",
     "GatewayTimeout",
+    "HeadersTooLarge",
     "InternalError",
     "MethodNotAllowed",
     "MicroError",
@@ -149,6 +150,12 @@ class TooManyRequests(MicroError):
     """A rate, quota or concurrency limit; ``retry_after`` says when to come again."""
 
     code, grpc = 429, "RESOURCE_EXHAUSTED"
+
+
+class HeadersTooLarge(MicroError):
+    """The head of a request is over its limit."""
+
+    code, grpc = 431, "RESOURCE_EXHAUSTED"
 
 
 class Cancelled(MicroError):

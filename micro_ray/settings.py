@@ -46,10 +46,10 @@ class Api:
     port: int = 8080
     serve_port: int = 8000
     replicas: int = 2
-    max_body: int = 100 * 2**20
-    max_depth: int = 128
+    max_body: int = 16 * 2**20
     max_headers: int = 64 * 2**10
     timeout: float = 30.0
+    max_in_flight: int = 5000
     header_timeout: float = 10.0
     cors_origins: tuple[str, ...] = ()
 

@@ -1,0 +1,52 @@
+"""The door's own figures in Prometheus' text format. Labels are bounded: codes and services."""
+
+from __future__ import annotations
+
+import bisect
+
+__all__ = ["Metrics"]
+
+#: Upper bounds of the latency histogram in seconds.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Services with a label of their own; further ones are counted as "other".
+MAX_SERVICES = 200
+
+
+class Metrics:
+    """Counted on one loop; ``text`` is what ``/metrics`` shows."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._requests: dict[tuple[str, int], int] = {}
+        self._services: set[str] = set()
+        self._buckets = [0] * (len(BUCKETS) + 1)
+        self._sum = 0.0
+
+    def count(self, service: str, code: int, seconds: float) -> None:
+        key = (service, code)
+        requests = self._requests
+        if key in requests:
+            requests[key] += 1
+        else:
+            if service not in self._services and len(self._services) >= MAX_SERVICES:
+                key = ("other", code)
+            self._services.add(key[0])
+            requests[key] = requests.get(key, 0) + 1
+        self._buckets[bisect.bisect_left(BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def text(self) -> bytes:
+        lines = ["# TYPE micro_api_requests_total counter"]
+        for (service, code), number in sorted(self._requests.items()):
+            labels = f'service="{service}",code="{code}"'
+            lines.append(f"micro_api_requests_total{{{labels}}} {number}")
+        lines.append("# TYPE micro_api_request_seconds histogram")
+        total = 0
+        for bound, number in zip((*BUCKETS, "+Inf"), self._buckets, strict=True):
+            total += number
+            lines.append(f'micro_api_request_seconds_bucket{{le="{bound}"}} {total}')
+        lines.append(f"micro_api_request_seconds_sum {self._sum:.6f}")
+        lines.append(f"micro_api_request_seconds_count {total}")
+        lines.append("# TYPE micro_api_in_flight gauge")
+        lines.append(f"micro_api_in_flight {self.in_flight}")
+        return ("\n".join(lines) + "\n").encode()
