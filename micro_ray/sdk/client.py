@@ -34,13 +34,14 @@ class AsyncClient:
     """An ``async with`` that calls services by name.
 
     ``bootstrap`` says where the platform is (default: from the settings). Under a call that is
-    being served, the caller's namespace, deadline, trace and request id go along.
+    being served, the caller's namespace, deadline, trace and request id go along. ``table`` is the
+    route table it follows.
     """
 
     def __init__(self, bootstrap: Bootstrap | None = None) -> None:
         self._boot = bootstrap
         self._stack = contextlib.AsyncExitStack()
-        self._table = Table()
+        self.table = Table()
         self._follower: Follower | None = None
         self._network: Network | None = None
 
@@ -49,9 +50,9 @@ class AsyncClient:
         self._boot = boot
         dialer = WireDialer()
         self._follower = await self._stack.enter_async_context(
-            Follower(dialer, boot.routers, self._table)
+            Follower(dialer, boot.routers, self.table)
         )
-        self._network = Network(self._table, dialer, host=boot.host)
+        self._network = Network(self.table, dialer, host=boot.host)
         self._stack.push_async_callback(self._network.close)
         return self
 
@@ -148,18 +149,18 @@ class AsyncClient:
         """The names of the services that can be called."""
         await self._ready()
         assert self._boot is not None
-        return self._table.services(self._boot.namespace)
+        return self.table.services(self._boot.namespace)
 
     async def entries(self) -> list[Entry]:
         """The services with their endpoints and types."""
         await self._ready()
         assert self._boot is not None
-        return self._table.entries(self._boot.namespace)
+        return self.table.entries(self._boot.namespace)
 
     async def _ready(self) -> Network:
         if self._network is None or self._follower is None:
             raise BadRequest("client", "use the client inside `async with`")
-        if not self._table.version:
+        if not self.table.version:
             try:
                 async with asyncio.timeout(FIRST_TABLE):
                     await self._follower.ready.wait()

@@ -1,0 +1,116 @@
+"""A whole platform inside one process, for the tests of services: registry, router and a store in
+memory over real frames, up in well under a second, no Ray.
+
+::
+
+    async def test_hello():
+        async with platform() as here:
+            await here.serve(service)
+            assert await here.client.call("helloworld", "call", {"name": "Alice"}) == {...}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from micro_ray.network.network import Network
+from micro_ray.registry.memory import MemoryRegistry
+from micro_ray.router.derive import Router
+from micro_ray.router.table import Table
+from micro_ray.sdk.client import AsyncClient
+from micro_ray.sdk.service import Service
+from micro_ray.settings import Bootstrap
+from micro_ray.store.memory import MemoryStore
+from micro_ray.wire import network as network_face
+from micro_ray.wire import registry as registry_face
+from micro_ray.wire import router as router_face
+from micro_ray.wire import store as store_face
+from micro_ray.wire.client import WireDialer
+from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.host import Host
+from micro_ray.wire.registry import RemoteRegistry
+from micro_ray.wire.router import Follower
+
+__all__ = ["Here", "platform"]
+
+
+class Here:
+    """The platform of a test: ``client`` calls, :meth:`serve` starts a service on it."""
+
+    def __init__(self, bootstrap: Bootstrap, stack: contextlib.AsyncExitStack) -> None:
+        self.bootstrap = bootstrap
+        self.client = AsyncClient(bootstrap)
+        self.store = MemoryStore()
+        self.registry = MemoryRegistry()
+        self._stack = stack
+
+    async def host(self, service: str, endpoints: Endpoints, **options: Any) -> Host:
+        """Serve endpoints without a Service."""
+        boot = self.bootstrap
+        return await self._stack.enter_async_context(
+            Host(
+                service=service,
+                endpoints=endpoints,
+                registry_addresses=boot.registry,
+                run_dir=boot.run,
+                namespace=boot.namespace,
+                drain=5.0,
+                **options,
+            )
+        )
+
+    async def serve(self, service: Service, instance: str = "") -> None:
+        """Start a service; it is stopped with the platform. Returns when callers know it."""
+        await service.start(self.bootstrap, instance)
+        self._stack.push_async_callback(service.stop)
+        await self.known(service.name)
+
+    async def known(self, service: str) -> None:
+        """Wait until the client's table has a service."""
+        while service not in await self.client.services():
+            await self.client.table.changed()
+
+    async def network(self) -> Network:
+        """A caller with a table of its own."""
+        table, dialer = Table(), WireDialer()
+        follower = await self._stack.enter_async_context(
+            Follower(dialer, self.bootstrap.routers, table)
+        )
+        network = Network(table, dialer)
+        self._stack.push_async_callback(network.close)
+        await follower.ready.wait()
+        return network
+
+
+@asynccontextmanager
+async def platform() -> AsyncIterator[Here]:
+    """Registry, router, network and store, each on its socket in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        run = Path(folder)
+        boot = Bootstrap(
+            registry=(f"unix:{run}/registry-0.sock",),
+            routers=(f"unix:{run}/router-0.sock",),
+            namespace="micro",
+            host="",
+            run=run,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            here = Here(boot, stack)
+            stack.push_async_callback(here.registry.close)
+            face = registry_face.endpoints(here.registry)
+            await here.host("registry", face, socket_name="registry-0")
+            remote = RemoteRegistry(WireDialer(), boot.registry)
+            stack.push_async_callback(remote.close)
+            router = await stack.enter_async_context(Router(remote))
+            await here.host("router", router_face.endpoints(router), socket_name="router-0")
+            await here.host("store", store_face.endpoints(here.store), socket_name="store-0")
+            await stack.enter_async_context(here.client)
+            caller = await here.network()
+            await here.host("network", network_face.endpoints(caller), socket_name="network-0")
+            await here.known("store")
+            yield here
