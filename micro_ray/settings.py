@@ -32,6 +32,7 @@ __all__ = [
     "Wire",
     "bootstrap",
     "load",
+    "service_environ",
 ]
 
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
@@ -270,3 +271,19 @@ def _convert(kind: Any, value: Any, origin: str) -> Any:
         raise BadRequest(
             "settings", f"{origin}: {value!r} is not a valid {getattr(kind, '__name__', kind)}"
         ) from error
+
+
+def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
+    """The variables with which a started process finds the platform, over a clean base: nothing
+    of the platform's own environment (Ray's addresses and token, for one) goes along."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+    environ = {name: os.environ[name] for name in kept if name in os.environ}
+    return environ | {
+        "PYTHONUNBUFFERED": "1",
+        "MICRO_REGISTRY": ",".join(boot.registry),
+        "MICRO_ROUTER": ",".join(boot.routers),
+        "MICRO_NAMESPACE": boot.namespace,
+        "MICRO_HOST": boot.host,
+        "MICRO_RUN": str(boot.run),
+        "MICRO_STATE": str(settings.state),
+    }

@@ -134,7 +134,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # The reverse of the order of starting: callers before those they call.
-        for service in reversed(MEMBERS):
+        for service in reversed(list(MEMBERS)):
             actors = [a for (name, _), a in self._waiting.items() if name == service]
             await asyncio.gather(*(self._end(actor) for actor in actors))
 

@@ -44,7 +44,7 @@ class Member:
     #: The service this actor is a member of.
     service = ""
 
-    async def __init__(self, settings: Settings, index: int) -> None:
+    async def __init__(self, settings: Settings, index: int) -> None:  # type: ignore[misc]  # awaited by Ray
         self.settings = settings
         self.index = index
         self._stack = contextlib.AsyncExitStack()

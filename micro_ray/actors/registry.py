@@ -21,7 +21,7 @@ class RegistryActor(Member):
     async def get(self, service: str, namespace: str = "micro") -> list[Service]:
         return await self.backend.get(namespace, service)
 
-    async def list(self, namespace: str = "micro") -> list[Service]:
+    async def services(self, namespace: str = "micro") -> list[Service]:
         return await self.backend.list(namespace)
 
     async def snapshot(self) -> Snapshot:

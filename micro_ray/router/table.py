@@ -90,6 +90,10 @@ class Table:
         rows = [r for r in self._routes.values() if namespace in ("*", r.namespace)]
         return sorted(rows, key=lambda r: (r.namespace, r.service, r.version, r.id))
 
+    def has(self, route: str) -> bool:
+        """Whether a route of this id is in the table."""
+        return route in self._routes
+
     def known(self, namespace: str, service: str) -> bool:
         return (namespace, service.lower()) in self._names
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
+from micro_ray.router import Entry
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.settings import Bootstrap
 
@@ -71,6 +72,18 @@ class Client:
     def services(self) -> list[str]:
         """See :meth:`AsyncClient.services`."""
         return list(self._run(self._client.services()))
+
+    def entries(self) -> list[Entry]:
+        """See :meth:`AsyncClient.entries`."""
+        return list(self._run(self._client.entries()))
+
+    def run(self, work: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """Run ``work(client)`` on the client's loop, for what has no verb of its own here."""
+
+        async def awaited() -> T:
+            return await work(self._client)
+
+        return cast(T, self._run(awaited()))
 
     def close(self) -> None:
         """End the connections and the thread; idempotent."""

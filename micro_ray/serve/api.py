@@ -36,7 +36,7 @@ FIRST_TABLE = 10.0
 class ApiDoor:
     """One replica of the door."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
         self._stack = contextlib.AsyncExitStack()
         try:
             await self._open(settings)
