@@ -55,9 +55,14 @@ async def serve(settings: Settings, report: Report) -> None:
     """
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ending.set)
-    async with platform(settings, report) as up:
+
+    def arm() -> None:
+        # Again after Ray has started: its core takes the signals over when it is loaded.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ending.set)
+
+    arm()
+    async with platform(settings, report, started=arm) as up:
         report(f"ready     {up.api_url}  (this machine only: there are no accounts yet)")
         await ending.wait()
         report("stopping")
@@ -65,27 +70,36 @@ async def serve(settings: Settings, report: Report) -> None:
 
 
 @asynccontextmanager
-async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform]:
-    """The whole platform inside ``async with``."""
-    started = time.monotonic()
+async def platform(
+    settings: Settings, report: Report, *, started: Callable[[], None] = lambda: None
+) -> AsyncIterator[Platform]:
+    """The whole platform inside ``async with``; ``started`` is called once Ray is up."""
+    begun = time.monotonic()
     _check(settings)
 
     def timed(line: str) -> None:
-        report(f"{time.monotonic() - started:5.1f} s  {line}")
+        report(f"{time.monotonic() - begun:5.1f} s  {line}")
 
     async with contextlib.AsyncExitStack() as ladder:
         ladder.enter_context(_lock(settings))
+        for kept in settings.state.glob("router-*.table"):
+            kept.unlink()  # of an earlier life of everything: no node of it lives
         settings = replace(settings, anchor=os.getpid())
         address = await ladder.enter_async_context(_ray(settings))
+        started()
         timed(f"ray       up  {address}")
         # Imported late: Ray and Serve read the environment that _ray() has just set.
         from micro_ray.actors.launch import Supervisor
 
         supervisor = await ladder.enter_async_context(Supervisor(settings, report=timed))
-        async with asyncio.TaskGroup() as parts:
-            parts.create_task(supervisor.ready(timeout=settings.runtime.start_timeout))
-            door = parts.create_task(ladder.enter_async_context(_doors(settings, timed)))
-        yield Platform(settings=settings, ray_address=address, api_url=door.result())
+        pools = asyncio.create_task(supervisor.ready(timeout=settings.runtime.start_timeout))
+        try:
+            url = await ladder.enter_async_context(_doors(settings, timed))
+            await pools
+        finally:
+            pools.cancel()
+            await asyncio.gather(pools, return_exceptions=True)
+        yield Platform(settings=settings, ray_address=address, api_url=url)
 
 
 def _check(settings: Settings) -> None:
@@ -212,6 +226,10 @@ def _environment(settings: Settings, token: Path) -> None:
         RAY_SERVE_LOG_TO_STDERR="0",
         RAY_AUTH_MODE=settings.ray.auth,
     )
+    if settings.ray.address == "local":
+        # Ray takes the machine's outward address even when asked for loopback; without clusters of
+        # several machines, which a Ray of our own never is, it keeps to loopback.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if settings.ray.auth == "token" and settings.ray.address == "local":
         if not token.exists():
             descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -245,7 +263,7 @@ async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
         options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
         location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
         ray_serve.start(proxy_location=location, http_options=options)
-        ray_serve.run(application(settings), name=NAME, route_prefix="/", _blocking=True)
+        ray_serve.run(application(settings), name=NAME, route_prefix="/")
 
     await asyncio.to_thread(up)
     url = f"http://{settings.api.host}:{settings.api.port}"

@@ -47,7 +47,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             module = importlib.import_module(f"micro_ray.cli.{COMMANDS[name][0]}")
-            return getattr(module, name)  # type: ignore[no-any-return]
+            command: click.Command = getattr(module, name)
+            return command
         if shutil.which(f"micro-{name}"):
             return _program(name)
         from micro_ray.cli.dynamic import service_command

@@ -44,7 +44,13 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--driver", type=click.Choice(["ray", "process"]), help="How it runs.")
 @click.pass_obj
 def run(
-    session: Session, source: str, name: str, version: str, driver: str | None, **options: Any
+    session: Session,
+    /,
+    source: str,
+    name: str,
+    version: str,
+    driver: str | None,
+    **options: Any,
 ) -> None:
     """Run a service from the folder SOURCE (default: this one), or a command.
 
@@ -79,7 +85,7 @@ def run(
 @click.argument("source")
 @_options
 @click.pass_obj
-def update(session: Session, source: str, name: str, **options: Any) -> None:
+def update(session: Session, /, source: str, name: str, **options: Any) -> None:
     """Change a running service, or restart it when nothing is changed.
 
     SOURCE is its name, or a folder with its new source.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from typing import Any, TypeVar, overload
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,8 +22,6 @@ from micro_ray.wire.endpoints import endpoint_name
 from micro_ray.wire.router import Follower
 
 __all__ = ["AsyncClient"]
-
-T = TypeVar("T")
 
 #: Seconds that the first call waits for a route table.
 FIRST_TABLE = 5.0
@@ -60,19 +59,6 @@ class AsyncClient:
         await self._stack.aclose()
         self._network = None
 
-    @overload
-    async def call(
-        self, service: str, endpoint: str, value: Any = ..., *, into: type[T], timeout: float | None
-        = ..., metadata: Mapping[str, str] | None = ..., version: str = ..., idempotent: bool = ...
-    ) -> T: ...  # fmt: skip
-
-    @overload
-    async def call(
-        self, service: str, endpoint: str, value: Any = ..., *, into: None = ..., timeout: float |
-        None = ..., metadata: Mapping[str, str] | None = ..., version: str = ..., idempotent: bool
-        = ...
-    ) -> Any: ...  # fmt: skip
-
     async def call(
         self,
         service: str,
@@ -83,6 +69,7 @@ class AsyncClient:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         version: str = "",
+        node: str = "",
         idempotent: bool = False,
     ) -> Any:
         """Call a unary endpoint and give its answer.
@@ -91,7 +78,7 @@ class AsyncClient:
         is ``Helloworld.Call``). ``value`` is anything JSON has, a dataclass or a struct; bytes go
         as they are and come back as they are. ``into`` is the type of the answer (default: plain
         dicts and lists). ``timeout`` in seconds (default: what is left of the call being served,
-        else the settings').
+        else the settings'). ``version`` and ``node`` choose among the service's nodes.
 
         Raises the errors of :mod:`micro_ray.errors`: NotFound, Unavailable, Timeout, ... and what
         the service raises.
@@ -102,7 +89,7 @@ class AsyncClient:
             service,
             _full(service, endpoint),
             bytes(value) if raw else _body(value),
-            filter=Filter(version=version) if version else None,
+            filter=Filter(version=version, node=node) if version or node else None,
             idempotent=idempotent,
             **self._along(timeout, metadata),
         )
@@ -161,11 +148,11 @@ class AsyncClient:
         if self._network is None or self._follower is None:
             raise BadRequest("client", "use the client inside `async with`")
         if not self.table.version:
+            assert self._boot is not None
             try:
-                async with asyncio.timeout(FIRST_TABLE):
+                async with asyncio.timeout(FIRST_TABLE if _there(self._boot.routers) else 0):
                     await self._follower.ready.wait()
             except TimeoutError:
-                assert self._boot is not None
                 raise Unavailable(
                     "client",
                     f"no micro server at {self._boot.routers[0]}; start one with `micro server`",
@@ -191,6 +178,12 @@ class AsyncClient:
         sent.setdefault("x-request-id", new_request_id())
         sent["micro-namespace"] = namespace
         return {"namespace": namespace, "timeout": timeout, "metadata": sent}
+
+
+def _there(addresses: Sequence[str]) -> bool:
+    """Whether any of the addresses may have somebody behind it: a Unix socket that is not there has
+    nobody, and waiting for it is no use."""
+    return any(not a.startswith("unix:") or os.path.exists(a[5:]) for a in addresses)
 
 
 def _full(service: str, endpoint: str) -> str:

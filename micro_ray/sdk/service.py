@@ -170,6 +170,7 @@ class Service:
         except BaseException:
             await self.stop()
             raise
+        self.logger.info("serving as %s on %s", self._host.node_id, self._host.addresses[0])
 
     async def stop(self) -> None:
         """Leave the registry, finish the calls in flight, run the stop hooks; idempotent."""
@@ -193,6 +194,5 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ending.set)
         await self.start()
-        self.logger.info("serving")
         await ending.wait()
         await self.stop()

@@ -62,10 +62,6 @@ class ApiDoor:
         await self._listener.start()
         self._stack.push_async_callback(self._listener.stop)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve's own route ends here."""
-        await self.api(scope, receive, send)
-
     async def check_health(self) -> None:
         """Serve replaces a replica whose listener is gone."""
         if not self._listener.serving:
@@ -75,24 +71,33 @@ class ApiDoor:
         await self._stack.aclose()
 
 
-def _no_app() -> Any:
-    """Serve asks for an ASGI app at decoration; ours exists only inside the replica, and its
-    ``__call__`` comes first in the class order, so this one is never called."""
+class Mount:
+    """What Serve's own route serves. Serve asks for an app when the deployment is declared; ours
+    exists only inside a replica, which puts it here."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    def __init__(self) -> None:
+        self.target: Api | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             while True:
                 message = await receive()
                 await send({"type": message["type"] + ".complete"})
                 if message["type"] == "lifespan.shutdown":
                     return
-        raise RuntimeError("the door's own __call__ should have been used")
-
-    return app
+        assert self.target is not None
+        await self.target(scope, receive, send)
 
 
 def application(settings: Settings) -> serve.Application:
     """The Serve application of the door, ready for ``serve.run``."""
+    ingress: Any = serve.ingress(Mount())(ApiDoor)
+
+    class Door(ingress):  # type: ignore[misc]  # made by Serve at run time
+        async def __init__(self, settings: Settings) -> None:
+            await super().__init__(settings)
+            self.app.target = self.api
+
     deployment = serve.deployment(
         name=NAME,
         num_replicas=settings.api.replicas,
@@ -104,5 +109,5 @@ def application(settings: Settings) -> serve.Application:
         max_surge_percent=100,
         rolling_update_percentage=1.0,
         ray_actor_options={"num_cpus": 0},
-    )(serve.ingress(_no_app)(ApiDoor))
+    )(Door)
     return deployment.bind(settings)
