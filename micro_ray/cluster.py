@@ -34,6 +34,8 @@ __all__ = ["Platform", "platform", "serve"]
 
 Report = Callable[[str], None]
 
+#: Marks the environment of every process that a platform of our own Ray consists of.
+LIFE = "MICRO_LIFE"
 #: Longest folder for Ray's own sockets: Ray adds up to 62 characters, Linux allows 107.
 MAX_RAY_TEMP = 45
 
@@ -75,13 +77,15 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """The whole platform inside ``async with``; ``started`` is called once Ray is up."""
     begun = time.monotonic()
-    _check(settings)
 
     def timed(line: str) -> None:
         report(f"{time.monotonic() - begun:5.1f} s  {line}")
 
     async with contextlib.AsyncExitStack() as ladder:
         ladder.enter_context(_lock(settings))
+        if settings.ray.address == "local":
+            await asyncio.to_thread(_end_leftovers, settings)
+        _check(settings)
         for kept in settings.state.glob("router-*.table"):
             kept.unlink()  # of an earlier life of everything: no node of it lives
         settings = replace(settings, anchor=os.getpid())
@@ -230,6 +234,7 @@ def _environment(settings: Settings, token: Path) -> None:
         # Ray takes the machine's outward address even when asked for loopback; without clusters of
         # several machines, which a Ray of our own never is, it keeps to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ[LIFE] = str(settings.state)
     if settings.ray.auth == "token" and settings.ray.address == "local":
         if not token.exists():
             descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -237,6 +242,25 @@ def _environment(settings: Settings, token: Path) -> None:
                 file.write(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _end_leftovers(settings: Settings) -> None:
+    """End what an earlier life on this state has left (its server was killed, and Ray's workers
+    take some seconds to notice). They are known by a variable in their environment, so nothing
+    that this platform did not start is touched; we hold the lock, so none of them is of use."""
+    mark = f"{LIFE}={settings.state}".encode()
+    for _ in range(50):
+        found = False
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found = True
+                    os.kill(int(folder.name), signal.SIGKILL)
+        if not found:
+            return
+        time.sleep(0.1)
 
 
 def _ray_folder(settings: Settings) -> Path:

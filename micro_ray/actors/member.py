@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ from micro_ray.wire.router import Follower
 
 __all__ = ["Member", "limits_of"]
 
+#: Seconds that a member finishes calls when it is stopped. Attachments and watches never end by
+#: themselves, and those who hold them know how to go on elsewhere.
+DRAIN = 1.0
+
 
 def limits_of(settings: Settings) -> Limits:
     """The limits of frames that the settings ask for."""
@@ -47,6 +52,9 @@ class Member:
     async def __init__(self, settings: Settings, index: int) -> None:  # type: ignore[misc]  # awaited by Ray
         self.settings = settings
         self.index = index
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
         self._stack = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
         # A worker that Ray starts "nice" loses the CPU to every other process under load.
@@ -90,6 +98,7 @@ class Member:
             host=self.settings.host,
             metadata={"platform": "true", "pid": str(os.getpid())},
             limits=limits_of(self.settings),
+            drain=DRAIN,
         )
 
     # -- verbs that every member has on its handle -------------------------------------------

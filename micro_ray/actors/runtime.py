@@ -17,6 +17,9 @@ from micro_ray.wire.store import RemoteStore
 
 __all__ = ["RuntimeActor"]
 
+#: Seconds that replicas have to finish when the platform stops.
+HALT = 5.0
+
 
 class RuntimeActor(Member):
     service = "runtime"
@@ -46,6 +49,11 @@ class RuntimeActor(Member):
             )
         )
         return face.endpoints(self.backend, store)
+
+    async def stop(self) -> None:
+        """Stop all replicas in good order; what is desired stays as it is."""
+        await self.backend.halt(HALT)
+        await super().stop()
 
     async def create(self, workload: Workload) -> Status:
         return await self.backend.create(workload)

@@ -141,6 +141,14 @@ class Keeper:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
 
+    async def halt(self, grace: float) -> None:
+        """Stop keeping and end the replicas."""
+        await self.close()
+        await asyncio.gather(
+            *(self._driver_of(r).stop(r, grace) for r in self._replicas.values()),
+            return_exceptions=True,
+        )
+
     def _act(self) -> None:
         steps = plan(
             self.desired,

@@ -99,6 +99,13 @@ class Reconciler(Runtime):
         for driver in self._drivers.values():
             await driver.close()
 
+    async def halt(self, grace: float) -> None:
+        """Stop keeping and end all replicas, leaving the desired state as it is."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*(keeper.halt(grace) for keeper in self._keepers.values()))
+
     async def _load(self) -> None:
         """Take up the desired state, as soon as the store answers, and what still lives of it."""
         pause = 0.05

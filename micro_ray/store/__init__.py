@@ -36,7 +36,10 @@ MAX_NAME = 63
 MAX_METADATA = 64
 MAX_METADATA_BYTES = 16 * 2**10
 MAX_RECORDS = 10_000
-MAX_ANSWER = 8 * 2**20
+MAX_KEYS = 100_000
+#: Keys, values and metadata of one answer or one transaction together. Base64 makes 13.4 MiB of
+#: it, and a message of frames holds 16.
+MAX_ANSWER = 10 * 2**20
 MAX_OPERATIONS = 128
 MAX_BLOB = 2**30
 #: Changes kept for watchers that come back.
@@ -152,7 +155,7 @@ class Store(abc.ABC):
     ) -> list[Record]:
         """Records whose key begins and ends so, by key in code point order (``asc`` or ``desc``).
         ``%``, ``_`` and ``*`` in keys are plain characters. ``offset`` counts after filtering;
-        ``limit`` 0 is all. Raises TooLarge when the answer would be over 10,000 records or 8 MiB:
+        ``limit`` 0 is all. Raises TooLarge when the answer would be over 10,000 records or 10 MiB:
         ask for less at a time."""
 
     @abc.abstractmethod
@@ -168,7 +171,7 @@ class Store(abc.ABC):
         table: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> list[str]:
-        """The keys of :meth:`query`, up to 100,000."""
+        """The keys of :meth:`query`, up to 100,000 of them or 10 MiB."""
 
     @abc.abstractmethod
     async def transact(
@@ -179,7 +182,8 @@ class Store(abc.ABC):
         namespace: str = DEFAULT,
     ) -> list[int]:
         """All of these or none, over tables of one database; the versions given (0 for checks and
-        deletes). Raises Conflict naming the first key whose version is another."""
+        deletes). Raises Conflict naming the first key whose version is another, TooLarge over 128
+        operations or 10 MiB."""
 
     @abc.abstractmethod
     async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
@@ -203,8 +207,9 @@ class Store(abc.ABC):
         table: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> AsyncIterator[Change]:
-        """Changes after ``revision`` of keys that begin so, in order, each once, for ever. Raises
-        Conflict when that revision is no longer kept: read all and watch from now."""
+        """Changes after ``revision`` of keys that begin so, in order, each once, for ever; what has
+        expired is a DELETE some seconds later. Raises Conflict when that revision is no longer
+        kept: read all and watch from now. Raises Unavailable when the store is closed."""
 
     @abc.abstractmethod
     async def write_blob(
@@ -222,7 +227,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def blobs(self, *, prefix: str = "", namespace: str = DEFAULT) -> list[Blob]:
-        """Blobs by key."""
+        """Blobs by key. Raises TooLarge over 10,000: give a longer prefix."""
 
     # -- in terms of the above -------------------------------------------------------------------
 

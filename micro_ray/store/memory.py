@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from micro_ray.errors import Conflict, NotFound, TooLarge
+from micro_ray.errors import Conflict, NotFound, Unavailable
 from micro_ray.store import (
     DEFAULT,
     HISTORY,
-    MAX_ANSWER,
-    MAX_RECORDS,
     Action,
     Blob,
     Change,
@@ -30,6 +30,9 @@ __all__ = ["MemoryStore"]
 
 Place = tuple[str, str, str]  # database, table, key
 
+#: Seconds between looks for what has expired, while somebody watches. Writes look too.
+SWEEP = 1.0
+
 
 @dataclass(slots=True)
 class _Space:
@@ -37,6 +40,7 @@ class _Space:
 
     revision: int = 0
     records: dict[Place, tuple[Record, float]] = field(default_factory=dict)
+    ends: list[tuple[float, Place]] = field(default_factory=list)
     tables: set[tuple[str, str]] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     history: deque[Change] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -49,12 +53,20 @@ class MemoryStore(Store):
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._spaces: dict[str, _Space] = {}
+        self._closed = False
 
     async def close(self) -> None:
+        self._closed = True
+        for space in self._spaces.values():
+            space.changed.set()
         self._spaces.clear()
 
-    def _space(self, namespace: str) -> _Space:
+    def _space(self, namespace: str, *names: tuple[str, str]) -> _Space:
+        if self._closed:
+            raise Unavailable("store", "the store is closed")
         checks.name("namespace", namespace)
+        for what, name in names:
+            checks.name(what, name)
         return self._spaces.setdefault(namespace, _Space())
 
     def _current(self, space: _Space, place: Place) -> Record | None:
@@ -71,9 +83,8 @@ class MemoryStore(Store):
         self, key: str, *, database: str = DEFAULT, table: str = DEFAULT, namespace: str = DEFAULT
     ) -> Record:
         checks.key(key)
-        checks.name("database", database)
-        checks.name("table", table)
-        record = self._current(self._space(namespace), (database, table, key))
+        space = self._space(namespace, ("database", database), ("table", table))
+        record = self._current(space, (database, table, key))
         if record is None:
             raise NotFound("store", f"no record {key!r} in {database}/{table}")
         return record
@@ -90,23 +101,11 @@ class MemoryStore(Store):
         table: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> list[Record]:
-        keys = await self.keys(
-            prefix=prefix,
-            suffix=suffix,
-            limit=limit,
-            offset=offset,
-            order=order,
-            database=database,
-            table=table,
-            namespace=namespace,
-        )
-        space = self._space(namespace)
-        records = [r for k in keys if (r := self._current(space, (database, table, k)))]
-        if len(records) > MAX_RECORDS or sum(len(r.value) for r in records) > MAX_ANSWER:
-            raise TooLarge(
-                "store", f"over {MAX_RECORDS} records or {MAX_ANSWER} bytes; set a limit"
-            )
-        return records
+        checks.page(prefix, suffix, limit, offset, order)
+        space = self._space(namespace, ("database", database), ("table", table))
+        keys = self._keys(space, database, table, prefix, suffix, limit, offset, order)
+        found = (self._current(space, (database, table, key)) for key in keys)
+        return checks.answer(record for record in found if record is not None)
 
     async def keys(
         self,
@@ -120,10 +119,23 @@ class MemoryStore(Store):
         table: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> list[str]:
-        checks.page(limit, offset, order)
-        checks.name("database", database)
-        checks.name("table", table)
-        space = self._space(namespace)
+        checks.page(prefix, suffix, limit, offset, order)
+        space = self._space(namespace, ("database", database), ("table", table))
+        return checks.answer_keys(
+            self._keys(space, database, table, prefix, suffix, limit, offset, order)
+        )
+
+    def _keys(
+        self,
+        space: _Space,
+        database: str,
+        table: str,
+        prefix: str,
+        suffix: str,
+        limit: int,
+        offset: int,
+        order: str,
+    ) -> list[str]:
         keys = sorted(
             (
                 key
@@ -137,7 +149,7 @@ class MemoryStore(Store):
             key=lambda k: k.encode(),
             reverse=order == "desc",
         )
-        return list(islice(keys, offset, offset + limit if limit else None))
+        return keys[offset : offset + limit if limit else None]
 
     async def transact(
         self,
@@ -147,8 +159,8 @@ class MemoryStore(Store):
         namespace: str = DEFAULT,
     ) -> list[int]:
         checks.operations(operations)
-        checks.name("database", database)
-        space = self._space(namespace)
+        space = self._space(namespace, ("database", database))
+        self._expire(space)
         staged: dict[Place, Record | None] = {}
         changes: list[Change] = []
         versions: list[int] = []
@@ -188,18 +200,38 @@ class MemoryStore(Store):
             until = float("inf") if record.expiry is None else now + record.expiry
             space.records[place] = (record, until)
             space.tables.add(place[:2])
+            if record.expiry is not None:
+                heapq.heappush(space.ends, (until, place))
         if changes:
             space.revision = changes[-1].revision
             space.history.extend(changes)
             changed, space.changed = space.changed, asyncio.Event()
             changed.set()
 
+    def _expire(self, space: _Space) -> None:
+        """Drop what has expired, and say so to watchers."""
+        now = self._clock()
+        gone: dict[Place, Record | None] = {}
+        while space.ends and space.ends[0][0] <= now:
+            until, place = heapq.heappop(space.ends)
+            found = space.records.get(place)
+            if found is not None and found[1] == until:  # not written again meanwhile
+                gone[place] = None
+        changes = [
+            Change(
+                revision=revision, action=Action.DELETE, database=place[0], table=place[1],
+                key=place[2],
+            )
+            for revision, place in enumerate(gone, space.revision + 1)
+        ]  # fmt: skip
+        self._commit(space, gone, changes)
+
     async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
         return sorted({database for database, _ in self._space(namespace).tables})
 
     async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
-        checks.name("database", database)
-        return sorted(t for db, t in self._space(namespace).tables if db == database)
+        space = self._space(namespace, ("database", database))
+        return sorted(t for db, t in space.tables if db == database)
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
         return self._space(namespace).revision
@@ -213,20 +245,25 @@ class MemoryStore(Store):
         table: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> AsyncIterator[Change]:
-        space = self._space(namespace)
-        while True:
+        checks.part("prefix", prefix)
+        space = self._space(namespace, ("database", database), ("table", table))
+        while not self._closed:
+            self._expire(space)
             changed = space.changed
             if revision < space.revision:
                 oldest = space.history[0].revision
                 if revision + 1 < oldest:
                     raise Conflict("store", f"changes after {revision} are no longer kept")
-                for change in [c for c in space.history if c.revision > revision]:
+                for change in list(islice(space.history, revision + 1 - oldest, None)):
                     revision = change.revision
                     here = (change.database, change.table) == (database, table)
                     if here and change.key.startswith(prefix):
                         yield change
                 continue
-            await changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP):
+                    await changed.wait()
+        raise Unavailable("store", "the store is closed")
 
     async def write_blob(
         self, key: str, chunks: AsyncIterable[bytes], *, namespace: str = DEFAULT
@@ -250,8 +287,11 @@ class MemoryStore(Store):
         return self._space(namespace).blobs.pop(key, None) is not None
 
     async def blobs(self, *, prefix: str = "", namespace: str = DEFAULT) -> list[Blob]:
+        checks.part("prefix", prefix)
         blobs = self._space(namespace).blobs
-        return [Blob(key=k, size=len(v)) for k, v in sorted(blobs.items()) if k.startswith(prefix)]
+        return checks.answer_blobs(
+            [Blob(key=k, size=len(v)) for k, v in sorted(blobs.items()) if k.startswith(prefix)]
+        )
 
 
 def _record(row: Put, version: int) -> Record:

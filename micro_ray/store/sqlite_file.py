@@ -5,57 +5,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from micro_ray.errors import InternalError, MicroError, Unavailable
-from micro_ray.store import HISTORY, Action, Check, Operation, Put, checks
+from micro_ray.errors import Conflict, InternalError, MicroError, Unavailable
+from micro_ray.store import Blob, Operation, Put, checks
+from micro_ray.store.sqlite_rows import COLUMNS, SCHEMA, Row, after, apply, delete, row_of
 
-__all__ = ["File", "Row", "failure"]
+__all__ = ["File", "failure"]
 
 T = TypeVar("T")
 
 #: Writes that may share one commit.
 GROUP = 256
-#: Writes that may wait; more are refused.
+#: Writes that may wait, and their bytes; more are refused.
 WAITING = 10_000
+WAITING_BYTES = 128 * 2**20
 READERS = 2
+#: Seconds to wait for another process that writes.
 BUSY = 5.0
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS records (
-    db TEXT NOT NULL, tbl TEXT NOT NULL, key TEXT NOT NULL,
-    value BLOB NOT NULL, metadata TEXT NOT NULL, expires REAL, version INTEGER NOT NULL,
-    PRIMARY KEY (db, tbl, key)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS records_expires ON records (expires) WHERE expires IS NOT NULL;
-CREATE TABLE IF NOT EXISTS tables (
-    db TEXT NOT NULL, tbl TEXT NOT NULL, PRIMARY KEY (db, tbl)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS changes (
-    revision INTEGER PRIMARY KEY, action TEXT NOT NULL,
-    db TEXT NOT NULL, tbl TEXT NOT NULL, key TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS blobs (
-    key TEXT PRIMARY KEY, file TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counter (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER);
-INSERT OR IGNORE INTO counter VALUES (1, 0);
-"""
-
-_COLUMNS = "key, value, metadata, expires, version"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    key: str
-    value: bytes
-    metadata: Mapping[str, str]
-    expires: float | None
-    version: int
+#: Seconds between looks for changes of other processes, while somebody watches.
+POLL = 0.02
 
 
 @contextlib.contextmanager
@@ -83,11 +59,13 @@ def failure(path: Path) -> Iterator[None]:
 
 
 class File:
-    """Opened by :meth:`open`; all other verbs are safe from many tasks. ``changed`` is set for a
-    moment when this process has written."""
+    """Opened by :meth:`open`; all other verbs are safe from many tasks."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
-        self.changed = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._watchers = 0
+        self._poller: asyncio.Task[None] | None = None
+        self._closed = False
         self._path = path
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -95,20 +73,31 @@ class File:
             queue.SimpleQueue()
         )
         self._waiting = 0
+        self._waiting_bytes = 0
         self._writer: threading.Thread | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
 
     async def open(self) -> None:
-        with failure(self._path):
-            connection = await asyncio.to_thread(self._connect, True)
+        try:
+            with failure(self._path):
+                connection = await asyncio.to_thread(self._connect, True)
+        except BaseException:
+            await self.close()
+            raise
         self._writer = threading.Thread(
             target=self._write_all, args=(connection,), name="store-write", daemon=True
         )
         self._writer.start()
 
     async def close(self) -> None:
+        """Writes that were accepted are done first; watchers end with Unavailable."""
+        self._closed = True
+        self._wake()
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
         if self._writer is not None:
             self._work.put(None)
             await asyncio.to_thread(self._writer.join)
@@ -116,13 +105,17 @@ class File:
         for connection in self._connections:
             connection.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("store", f"{self._path} is closed")
+
     def _connect(self, create: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, timeout=BUSY, isolation_level=None, check_same_thread=False
         )
         self._connections.append(connection)
         if create:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _to_wal(connection)
             connection.executescript(SCHEMA)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=1000")
@@ -130,18 +123,24 @@ class File:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``job`` in a transaction; when this returns it is committed."""
-        if self._waiting >= WAITING:
-            raise Unavailable("store", f"{WAITING} writes are waiting", 0.5)
+    async def _write(self, job: Callable[[sqlite3.Connection], T], size: int = 0) -> T:
+        """Run ``job`` in a transaction; when this returns it is committed. A write cannot be taken
+        back: when the caller is cancelled it is done all the same."""
+        self._check_open()
+        if self._waiting >= WAITING or self._waiting_bytes + size > WAITING_BYTES:
+            raise Unavailable(
+                "store", f"{self._waiting} writes of {self._waiting_bytes} bytes are waiting", 0.5
+            )
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting += 1
-        try:
-            self._work.put((job, future))
-            # A write that is under way cannot be taken back: its outcome is awaited.
-            return await asyncio.shield(future)
-        finally:
-            self._waiting -= 1
+        self._waiting_bytes += size
+        future.add_done_callback(lambda _: self._settled(size))
+        self._work.put((job, future))
+        return await asyncio.shield(future)
+
+    def _settled(self, size: int) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= size
 
     def _write_all(self, connection: sqlite3.Connection) -> None:
         ended = False
@@ -204,32 +203,39 @@ class File:
                 future.set_result(answer)
             else:
                 future.set_exception(error)
-        changed, self.changed = self.changed, asyncio.Event()
+                future.exception()  # the caller may have gone
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def transact(self, database: str, operations: Sequence[Operation]) -> list[int]:
         now = self._clock()
 
         def job(connection: sqlite3.Connection) -> list[int]:
-            return [_apply(connection, database, row, now) for row in operations]
+            return [apply(connection, database, row, now) for row in operations]
 
-        return await self._write(job)
+        size = sum(len(row.value) for row in operations if isinstance(row, Put))
+        return await self._write(job, size)
 
-    async def expire(self, most: int = 1000) -> None:
+    async def expire(self, most: int = 1000) -> bool:
+        """Remove what has expired, as deletes; whether there may be more of it."""
         now = self._clock()
         if not await self._read(
             lambda c: c.execute("SELECT 1 FROM records WHERE expires <= ?", (now,)).fetchone()
         ):
-            return
+            return False
 
-        def job(connection: sqlite3.Connection) -> None:
+        def job(connection: sqlite3.Connection) -> bool:
             rows = connection.execute(
                 "SELECT db, tbl, key FROM records WHERE expires <= ? LIMIT ?", (now, most)
             ).fetchall()
             for db, tbl, key in rows:
-                _delete(connection, db, tbl, key)
+                delete(connection, db, tbl, key)
+            return len(rows) == most
 
-        await self._write(job)
+        return await self._write(job)
 
     async def enter_blob(self, key: str, file: str, size: int) -> str | None:
         def job(connection: sqlite3.Connection) -> str | None:
@@ -250,6 +256,8 @@ class File:
     # -- reading ---------------------------------------------------------------------------------
 
     async def _read(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+
         def run() -> T:
             with failure(self._path):
                 connection = getattr(self._local, "connection", None)
@@ -262,12 +270,12 @@ class File:
     async def read(self, database: str, table: str, key: str) -> Row | None:
         found = await self._read(
             lambda c: c.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE db = ? AND tbl = ? AND key = ?"
+                f"SELECT {COLUMNS} FROM records WHERE db = ? AND tbl = ? AND key = ?"
                 " AND (expires IS NULL OR expires > ?)",
                 (database, table, key, self._clock()),
             ).fetchone()
         )
-        return None if found is None else _row(found)
+        return None if found is None else row_of(found)
 
     async def query(
         self,
@@ -280,9 +288,13 @@ class File:
         order: str,
     ) -> list[Row]:
         where, values = self._where(database, table, prefix, suffix)
-        sql = f"SELECT {_COLUMNS} FROM records {where} ORDER BY key {order} LIMIT ? OFFSET ?"
-        rows = await self._read(lambda c: c.execute(sql, (*values, limit, offset)).fetchall())
-        return [_row(row) for row in rows]
+        sql = f"SELECT {COLUMNS} FROM records {where} ORDER BY key {order} LIMIT ? OFFSET ?"
+
+        def job(connection: sqlite3.Connection) -> list[Row]:
+            with contextlib.closing(connection.execute(sql, (*values, limit, offset))) as cursor:
+                return checks.answer(row_of(found) for found in cursor)
+
+        return await self._read(job)
 
     async def keys(
         self,
@@ -296,8 +308,12 @@ class File:
     ) -> list[str]:
         where, values = self._where(database, table, prefix, suffix)
         sql = f"SELECT key FROM records {where} ORDER BY key {order} LIMIT ? OFFSET ?"
-        rows = await self._read(lambda c: c.execute(sql, (*values, limit, offset)).fetchall())
-        return [row[0] for row in rows]
+
+        def job(connection: sqlite3.Connection) -> list[str]:
+            with contextlib.closing(connection.execute(sql, (*values, limit, offset))) as cursor:
+                return checks.answer_keys(found[0] for found in cursor)
+
+        return await self._read(job)
 
     def _where(
         self, database: str, table: str, prefix: str, suffix: str
@@ -308,7 +324,7 @@ class File:
         if prefix:
             where += " AND key >= ? AND substr(key, 1, ?) = ?"
             values += [prefix, len(prefix), prefix]
-            end = _after(prefix)
+            end = after(prefix)
             if end:
                 where += " AND key < ?"
                 values.append(end)
@@ -325,11 +341,44 @@ class File:
         row = await self._read(lambda c: c.execute("SELECT revision FROM counter").fetchone())
         return int(row[0])
 
-    async def data_version(self) -> int:
-        """Grows when anybody writes; the counter itself, as each reader has its own PRAGMA."""
-        return await self.revision()
+    async def watch(self, revision: int) -> AsyncGenerator[tuple[int, str, str, str, str], None]:
+        """Changes after a revision: revision, action, database, table, key. However many watch,
+        one task looks for what other processes wrote."""
+        self._watchers += 1
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            while True:
+                changed = self._changed
+                oldest, rows = await self._changes(revision)
+                if oldest > revision + 1:
+                    raise Conflict("store", f"changes after {revision} are no longer kept")
+                for row in rows:
+                    revision = row[0]
+                    yield row
+                if not rows:
+                    await changed.wait()
+        finally:
+            self._watchers -= 1
+            if not self._watchers and self._poller is not None:
+                self._poller.cancel()
+                self._poller = None
 
-    async def changes(self, after: int) -> tuple[int, list[tuple[int, str, str, str, str]]]:
+    async def _poll(self) -> None:
+        """Wake the watchers when the newest revision is another; it is asked for rather than
+        ``PRAGMA data_version``, which each reader's connection counts for itself."""
+        seen = -1
+        while True:
+            try:
+                newest = await self.revision()
+            except MicroError:
+                newest = -1  # the watchers look themselves, and tell their callers
+            if newest != seen or newest < 0:
+                seen = newest
+                self._wake()
+            await asyncio.sleep(POLL)
+
+    async def _changes(self, after: int) -> tuple[int, list[tuple[int, str, str, str, str]]]:
         """The oldest revision kept (one past the newest when none is), and changes after one."""
 
         def job(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
@@ -352,75 +401,25 @@ class File:
         rows = await self.names("SELECT file FROM blobs WHERE key = ?", key)
         return rows[0] if rows else None
 
-    async def blobs(self, prefix: str) -> list[tuple[str, int]]:
-        return await self._read(
+    async def blobs(self, prefix: str, most: int) -> list[Blob]:
+        rows = await self._read(
             lambda c: c.execute(
-                "SELECT key, size FROM blobs WHERE substr(key, 1, ?) = ? ORDER BY key",
-                (len(prefix), prefix),
+                "SELECT key, size FROM blobs WHERE substr(key, 1, ?) = ? ORDER BY key LIMIT ?",
+                (len(prefix), prefix, most),
             ).fetchall()
         )
+        return [Blob(key=key, size=size) for key, size in rows]
 
 
-def _apply(connection: sqlite3.Connection, database: str, row: Operation, now: float) -> int:
-    place = (database, row.table, row.key)
-    found = connection.execute(
-        "SELECT version, expires FROM records WHERE db = ? AND tbl = ? AND key = ?", place
-    ).fetchone()
-    live = found is not None and (found[1] is None or found[1] > now)
-    version = found[0] if live else 0
-    if row.expected is not None and row.expected != version:
-        raise checks.conflict("/".join(place), row.expected, version)
-    if isinstance(row, Check):
-        return 0
-    if isinstance(row, Put):
-        number = _next(connection, Action.PUT, place)
-        connection.execute("INSERT OR IGNORE INTO tables VALUES (?, ?)", place[:2])
-        connection.execute(
-            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                *place,
-                row.value,
-                json.dumps(dict(row.metadata)),
-                None if row.expiry is None else now + row.expiry,
-                number,
-            ),
-        )
-        return number
-    if found is not None:
-        _delete(connection, *place)
-    return 0
-
-
-def _delete(connection: sqlite3.Connection, database: str, table: str, key: str) -> None:
-    place = (database, table, key)
-    connection.execute("DELETE FROM records WHERE db = ? AND tbl = ? AND key = ?", place)
-    _next(connection, Action.DELETE, place)
-
-
-def _next(connection: sqlite3.Connection, action: Action, place: tuple[str, str, str]) -> int:
-    """The next version, entered in the history."""
-    number = int(
-        connection.execute(
-            "UPDATE counter SET revision = revision + 1 RETURNING revision"
-        ).fetchone()[0]
-    )
-    connection.execute("INSERT INTO changes VALUES (?, ?, ?, ?, ?)", (number, action.value, *place))
-    if number % 100 == 0:
-        connection.execute("DELETE FROM changes WHERE revision <= ?", (number - HISTORY,))
-    return number
-
-
-def _row(found: Sequence[Any]) -> Row:
-    return Row(found[0], bytes(found[1]), json.loads(found[2]), found[3], found[4])
-
-
-def _after(prefix: str) -> str:
-    """The first string that sorts after all that begin with ``prefix``; "" when there is none."""
-    for at in range(len(prefix) - 1, -1, -1):
-        point = ord(prefix[at])
-        if point < 0x10FFFF:
-            point += 1
-            if 0xD800 <= point <= 0xDFFF:  # surrogates are no characters
-                point = 0xE000
-            return prefix[:at] + chr(point)
-    return ""
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """The switch of a new file fails at once, without waiting, while another process does it."""
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return

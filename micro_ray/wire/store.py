@@ -1,131 +1,42 @@
-"""The store's face on frames, and the interface over a caller.
-
-Values cross JSON as text when they are UTF-8 and as base64 otherwise; ``encoding`` says which
-(``text`` or ``base64``). Writers may send either.
-"""
+"""The store's face on frames, and the interface over a caller."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from micro_ray.context import current
-from micro_ray.errors import BadRequest
-from micro_ray.store import (
-    DEFAULT,
-    Blob,
-    Change,
-    Check,
-    Delete,
-    Operation,
-    Put,
-    Record,
-    Store,
-)
+from micro_ray.errors import BadGateway, BadRequest
+from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller, from_json, to_json
+from micro_ray.wire.store_records import (
+    Records,
+    WireOperation,
+    WireRecord,
+    from_text,
+    from_wire,
+    to_operation,
+    to_text,
+    to_wire,
+)
 
 __all__ = ["RemoteStore", "endpoints"]
 
+T = TypeVar("T")
+
 NAME = "store"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireRecord:
-    """A record as it crosses."""
-
-    key: str
-    value: str = ""
-    encoding: str = "text"
-    metadata: dict[str, str] = field(default_factory=dict)
-    expiry: float | None = None
-    version: int = 0
+#: Blobs cross in pieces of at most so many bytes.
+_PIECE = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
-    records: list[WireRecord]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireOperation:
-    """One step of a transaction: ``kind`` is put, delete or check."""
-
-    kind: str
-    key: str
-    value: str = ""
-    encoding: str = "text"
-    table: str = DEFAULT
-    metadata: dict[str, str] = field(default_factory=dict)
-    expiry: float | None = None
-    expected: int | None = None
-
-
-def _text(value: bytes) -> tuple[str, str]:
-    try:
-        return value.decode(), "text"
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode(), "base64"
-
-
-def _bytes(value: str, encoding: str) -> bytes:
-    if encoding == "text":
-        try:
-            return value.encode()
-        except UnicodeEncodeError:
-            raise BadRequest("store", "value is not valid Unicode; send it as base64") from None
-    if encoding != "base64":
-        raise BadRequest("store", f"encoding {encoding!r} is neither 'text' nor 'base64'")
-    try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise BadRequest("store", f"value is not base64: {error}") from None
-
-
-def _out(record: Record) -> WireRecord:
-    value, encoding = _text(record.value)
-    return WireRecord(
-        key=record.key,
-        value=value,
-        encoding=encoding,
-        metadata=dict(record.metadata),
-        expiry=record.expiry,
-        version=record.version,
-    )
-
-
-def _in(record: WireRecord) -> Record:
-    return Record(
-        key=record.key,
-        value=_bytes(record.value, record.encoding),
-        metadata=record.metadata,
-        expiry=record.expiry,
-        version=record.version,
-    )
-
-
-def _operation(row: WireOperation) -> Operation:
-    if row.kind == "put":
-        return Put(
-            key=row.key,
-            value=_bytes(row.value, row.encoding),
-            table=row.table,
-            metadata=row.metadata,
-            expiry=row.expiry,
-            expected=row.expected,
-        )
-    if row.kind == "delete":
-        return Delete(key=row.key, table=row.table, expected=row.expected)
-    if row.kind == "check":
-        if row.expected is None:
-            raise BadRequest("store", f"check of {row.key!r} without an expected version")
-        return Check(key=row.key, table=row.table, expected=row.expected)
-    raise BadRequest("store", f"kind {row.kind!r} is not put, delete or check")
+def _closing(items: AsyncIterator[T]) -> contextlib.aclosing[AsyncGenerator[T, None]]:
+    """What a backend's generator holds is released as soon as nobody reads on."""
+    return contextlib.aclosing(cast("AsyncGenerator[T, None]", items))
 
 
 class _Face:
@@ -149,7 +60,7 @@ class _Face:
         space = current().namespace
         if not prefix and not suffix:
             record = await self._store.read(key, database=database, table=table, namespace=space)
-            return Records(records=[_out(record)])
+            return Records(records=[to_wire(record)])
         found = await self._store.query(
             prefix=key if prefix else "",
             suffix=key if suffix else "",
@@ -160,7 +71,7 @@ class _Face:
             table=table,
             namespace=space,
         )
-        return Records(records=[_out(record) for record in found])
+        return Records(records=[to_wire(record) for record in found])
 
     async def query(
         self,
@@ -183,7 +94,7 @@ class _Face:
             table=table,
             namespace=current().namespace,
         )
-        return Records(records=[_out(record) for record in found])
+        return Records(records=[to_wire(record) for record in found])
 
     async def write(
         self,
@@ -199,7 +110,7 @@ class _Face:
         """Write a record; expiry in seconds. With expected only over that version (0: none)."""
         record = await self._store.write(
             key,
-            _bytes(value, encoding),
+            from_text(value, encoding),
             metadata=metadata,
             expiry=expiry,
             expected=expected,
@@ -207,7 +118,7 @@ class _Face:
             table=table,
             namespace=current().namespace,
         )
-        return _out(record)
+        return to_wire(record)
 
     async def delete(
         self,
@@ -252,7 +163,7 @@ class _Face:
         self, operations: Sequence[WireOperation], database: str = DEFAULT
     ) -> dict[str, Any]:
         """All of these operations or none."""
-        rows = [_operation(row) for row in operations]
+        rows = [to_operation(row) for row in operations]
         versions = await self._store.transact(
             rows, database=database, namespace=current().namespace
         )
@@ -284,13 +195,16 @@ class _Face:
         watch = self._store.watch(
             revision=revision, prefix=prefix, database=database, table=table, namespace=space
         )
-        async for change in watch:
-            yield change
+        async with _closing(watch) as changes:
+            async for change in changes:
+                yield change
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         """A blob in pieces."""
-        async for piece in self._store.read_blob(key, namespace=current().namespace):
-            yield piece
+        blob = self._store.read_blob(key, namespace=current().namespace)
+        async with _closing(blob) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def write_blob(self, messages: AsyncIterator[bytes]) -> Blob:
         """Write a blob: the first message is JSON with its key, the others are its bytes."""
@@ -359,7 +273,10 @@ class RemoteStore(Store):
     ) -> Record:
         request = {"key": key, **self._place(database, table)}
         body = await self._call("Store.Read", request, namespace, safe=True)
-        return _in(from_json(body, Records, NAME).records[0])
+        records = from_json(body, Records, NAME).records
+        if len(records) != 1:
+            raise BadGateway(NAME, f"{len(records)} records for one key")
+        return from_wire(records[0])
 
     async def query(
         self,
@@ -382,7 +299,7 @@ class RemoteStore(Store):
             **self._place(database, table),
         }
         body = await self._call("Store.Query", request, namespace, safe=True)
-        return [_in(record) for record in from_json(body, Records, NAME).records]
+        return [from_wire(record) for record in from_json(body, Records, NAME).records]
 
     async def keys(
         self,
@@ -423,7 +340,7 @@ class RemoteStore(Store):
                 "expected": row.expected,
             }
             if isinstance(row, Put):
-                form["value"], form["encoding"] = _text(row.value)
+                form["value"], form["encoding"] = to_text(row.value)
                 form["metadata"], form["expiry"] = dict(row.metadata), row.expiry
             rows.append(form)
         request = {"operations": rows, "database": self._place(database, DEFAULT)["database"]}
@@ -471,7 +388,8 @@ class RemoteStore(Store):
         async with opened as stream:
             await stream.send(to_json({"key": key}))
             async for chunk in chunks:
-                await stream.send(chunk)
+                for start in range(0, len(chunk), _PIECE):
+                    await stream.send(chunk[start : start + _PIECE])
             await stream.end()
             answer = await stream.receive()
             return from_json(answer or b"", Blob, NAME)
