@@ -39,9 +39,8 @@ async def _echo_server(kind: str, folder: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _frames(folder: str) -> AsyncIterator[Echo]:
-    from micro_ray.wire.client import WireDialer
-
     from micro_ray.network import Call
+    from micro_ray.wire.client import WireDialer
 
     async with _echo_server("frames", folder) as path:
         peer = await WireDialer().dial(f"unix:{path}", timeout=5)

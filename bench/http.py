@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bench.measure import Figure, Sample, interleave, table
 from bench.stack import Server, micro, peer, server
@@ -22,17 +22,17 @@ NAMES = (
 )
 
 
-@asynccontextmanager
-async def _platform(**extra: str) -> AsyncIterator[Server]:
-    async with server(**extra) as up:
-        await micro(up, "run", "examples/helloworld")
+@contextmanager
+def _platform(**extra: str) -> Iterator[Server]:
+    with server(**extra) as up:
+        micro(up, "run", "examples/helloworld")
         yield up
 
 
 async def run(*, quick: bool) -> str:
     """Both tables: 32 connections, and one."""
     seconds, rounds = (1, 1) if quick else (5, 5)
-    async with (
+    with (
         _platform(MICRO_API_REPLICAS="1") as ours,
         _platform(
             MICRO_API_REPLICAS="1",
@@ -40,12 +40,13 @@ async def run(*, quick: bool) -> str:
             RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
             RAY_SERVE_HAPROXY_NBTHREAD="2",
         ) as haproxy,
+        peer("door") as door,
         peer("handle") as handle,
         peer("uvicorn") as uvicorn,
     ):
         urls = {
             NAMES[0]: (f"http://127.0.0.1:{ours.port}/helloworld/call", True),
-            NAMES[1]: (f"http://127.0.0.1:{ours.port}/health", False),
+            NAMES[1]: (f"http://127.0.0.1:{door}/helloworld/call", True),
             NAMES[2]: (f"http://127.0.0.1:{handle}/", True),
             NAMES[3]: (f"http://127.0.0.1:{haproxy.serve_port}/helloworld/call", True),
             NAMES[4]: (f"http://127.0.0.1:{uvicorn}/", True),

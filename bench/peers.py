@@ -2,6 +2,8 @@
 
 ``python -m bench.peers handle PORT``   the obvious design: Serve's default proxy, an ingress
                                        deployment, a DeploymentHandle to the service
+``python -m bench.peers door PORT``     the same door, answering by itself: the same application and
+                                       listener, whose calls are answered on the spot
 ``python -m bench.peers uvicorn PORT``  a bare uvicorn that answers the same bytes
 """
 
@@ -58,6 +60,42 @@ def handle(port: int) -> None:
     threading.Event().wait()
 
 
+def door(port: int) -> None:
+    import asyncio
+
+    import uvloop
+
+    from micro_ray.api.app import Api
+    from micro_ray.registry import Endpoint
+    from micro_ray.router import Delta, Entry
+    from micro_ray.router.table import Table
+    from micro_ray.serve.listener import Listener
+    from micro_ray.settings import Api as ApiSettings
+
+    class Here:
+        """In the network's place: the answer without a call."""
+
+        async def call(self, service: str, endpoint: str, body: bytes, **options: Any) -> bytes:
+            return ANSWER
+
+    async def serve() -> None:
+        table = Table()
+        endpoint = Endpoint(name="Helloworld.Call")
+        entry = Entry(
+            namespace="micro", service="helloworld", version="latest", endpoints=(endpoint,)
+        )
+        table.apply(Delta(epoch="door", revision=1, full=True, entries=(entry,)))
+        network: Any = Here()
+        settings = ApiSettings()
+        api = Api(network, table, settings, ready=lambda: True)
+        listener = Listener(api, "127.0.0.1", port, settings)
+        await listener.start()
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+    uvloop.run(serve())
+
+
 def uvicorn(port: int) -> None:
     import uvicorn as server
 
@@ -77,4 +115,4 @@ def uvicorn(port: int) -> None:
 
 
 if __name__ == "__main__":
-    {"handle": handle, "uvicorn": uvicorn}[sys.argv[1]](int(sys.argv[2]))
+    {"door": door, "handle": handle, "uvicorn": uvicorn}[sys.argv[1]](int(sys.argv[2]))

@@ -22,7 +22,6 @@ async def _source(folder: Path) -> None:
     """The child: a registry and a router, each on its socket."""
     from micro_ray.registry.memory import MemoryRegistry
     from micro_ray.router.derive import Router
-
     from micro_ray.wire import registry as registry_face
     from micro_ray.wire import router as router_face
     from micro_ray.wire.server import Server
@@ -40,12 +39,11 @@ async def _source(folder: Path) -> None:
 
 
 async def run(*, quick: bool) -> str:
+    from micro_ray.registry import Instance, Node
     from micro_ray.router.table import Table
+    from micro_ray.wire.client import WireDialer
     from micro_ray.wire.registry import RemoteRegistry
     from micro_ray.wire.router import Follower
-
-    from micro_ray.registry import Instance, Node
-    from micro_ray.wire.client import WireDialer
 
     changes = 50 if quick else 500
     with tempfile.TemporaryDirectory(prefix="mb-") as name:

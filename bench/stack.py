@@ -1,25 +1,28 @@
-"""Processes that a benchmark needs: a platform, peers; started on free ports, ended by their id."""
+"""Processes that a benchmark or a test needs: a platform, peers; started on free ports, ended by
+their id."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Server", "free_port", "micro", "peer", "server"]
+__all__ = ["MICRO", "ROOT", "Server", "end", "free_port", "micro", "peer", "server"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = Path(sys.executable).with_name("micro")
+#: Seconds within which a platform must be up, however busy the machine is.
+UP = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +31,12 @@ class Server:
     and the seconds from its start to the first good answer."""
 
     environ: Mapping[str, str]
+    state: Path
     port: int
     serve_port: int
     pid: int
     started_in: float
+    lines: tuple[str, ...]
 
 
 def free_port() -> int:
@@ -40,98 +45,105 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@asynccontextmanager
-async def server(**extra: str) -> AsyncIterator[Server]:
-    """``micro server`` on a fresh state folder; ``extra`` are environment variables."""
-    state = tempfile.mkdtemp(prefix="mb-")
+@contextmanager
+def server(state: Path | None = None, **extra: str) -> Iterator[Server]:
+    """``micro server``; ``extra`` are environment variables. A state folder that is given is kept,
+    and may be that of an earlier life."""
+    folder = state or Path(tempfile.mkdtemp(prefix="mb-"))
     port, serve_port = free_port(), free_port()
     environ = {
         **os.environ,
-        "MICRO_STATE": state,
+        "MICRO_STATE": str(folder),
         "MICRO_API_PORT": str(port),
         "MICRO_API_SERVE_PORT": str(serve_port),
         **extra,
     }
     begun = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        MICRO,
-        "server",
-        env=environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    process = subprocess.Popen(
+        [MICRO, "server"], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        lines: list[str] = []
-        assert process.stdout
-        while not lines or not lines[-1].startswith("ready"):
-            line = (await process.stdout.readline()).decode()
-            if not line:
-                raise SystemExit("bench: micro server ended:\n" + "".join(lines))
-            lines.append(line)
+        lines = _until_ready(process, begun)
         yield Server(
             environ=environ,
+            state=folder,
             port=port,
             serve_port=serve_port,
             pid=process.pid,
             started_in=time.monotonic() - begun,
+            lines=tuple(lines),
         )
     finally:
-        await _end(process)
-        shutil.rmtree(state, ignore_errors=True)
+        end(process)
+        if state is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-@asynccontextmanager
-async def peer(name: str, module: str = "bench.peers", *args: str) -> AsyncIterator[int]:
-    """A peer process that prints ``ready``; its port."""
+def _until_ready(process: subprocess.Popen[str], begun: float) -> list[str]:
+    lines: list[str] = []
+    assert process.stdout
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("ready"):
+            return lines
+        if time.monotonic() - begun > UP:
+            break
+    raise RuntimeError("micro server did not come up:\n" + "".join(lines))
+
+
+@contextmanager
+def peer(name: str, *args: str) -> Iterator[int]:
+    """A peer process (``bench.peers``) that prints ``ready``; its port."""
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, name, str(port), *args,
-        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.peers", name, str(port), *args],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
         assert process.stdout
-        while (line := await process.stdout.readline()) != b"ready\n":
+        while (line := process.stdout.readline()) != "ready\n":
             if not line:
-                raise SystemExit(f"bench: peer {name} ended with {await process.wait()}")
-        await _accepts(port)
+                raise RuntimeError(f"peer {name} ended with {process.wait()}")
+        _accepts(port)
         yield port
     finally:
-        await _end(process)
+        end(process)
 
 
-async def micro(at: Server, *args: str) -> str:
-    """Run one command of the command line against a server; its output."""
-    process = await asyncio.create_subprocess_exec(
-        MICRO, *args, env=at.environ, cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+def micro(at: Server, *args: str, good: bool = True) -> str:
+    """Run one command against a server; its output. Raises RuntimeError when it fails, unless it
+    may (``good`` False)."""
+    done = subprocess.run(
+        [MICRO, *args], env=at.environ, cwd=ROOT, timeout=120,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    output = (await process.communicate())[0].decode()
-    if process.returncode:
-        raise SystemExit(f"bench: micro {' '.join(args)}: {output}")
-    return output
+    if done.returncode and good:
+        raise RuntimeError(f"micro {' '.join(args)} ({done.returncode}): {done.stdout}")
+    return done.stdout
 
 
-async def _accepts(port: int) -> None:
-    end = time.monotonic() + 60
+def _accepts(port: int) -> None:
+    deadline = time.monotonic() + 60
     while True:
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            socket.create_connection(("127.0.0.1", port)).close()
         except OSError:
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.1)
+            time.sleep(0.1)
         else:
-            writer.close()
             return
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-    try:
-        await asyncio.wait_for(process.communicate(), 60)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask a process of ours to end; make it after a while."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=45)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()

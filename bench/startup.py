@@ -32,15 +32,15 @@ async def run(*, quick: bool) -> str:
     starts, times = (1, 3) if quick else (5, 20)
     servers, memory, calls = [], [], []
     for _ in range(starts):
-        async with server() as up:
+        with server() as up:
             servers.append(up.started_in)
-            await micro(up, "run", "--replicas", "2", "examples/helloworld")
+            micro(up, "run", "--replicas", "2", "examples/helloworld")
             for process in psutil.Process(up.pid).children(recursive=True):
                 if " ".join(process.cmdline()).startswith(REPLICA):
                     memory.append(process.memory_full_info().pss / 2**20)
             for _ in range(times // starts + 1):
                 begun = time.perf_counter()
-                await micro(up, "helloworld", "call", "--name=Alice")
+                micro(up, "helloworld", "call", "--name=Alice")
                 calls.append(time.perf_counter() - begun)
     version = await _seconds(str(MICRO), "--version", times=times)
     help_ = await _seconds(str(MICRO), "--help", times=times)

@@ -84,13 +84,13 @@ def test_environment_is_read_in_settings_only(path: Path) -> None:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         read = (
-            (isinstance(node, ast.Attribute)
-            and node.attr == "getenv")
-            or (isinstance(node, ast.Subscript)
-            and isinstance(node.ctx, ast.Load)
-            and ast.unparse(node.value) == "os.environ")
-            or (isinstance(node, ast.Call)
-            and ast.unparse(node.func) == "os.environ.get")
+            (isinstance(node, ast.Attribute) and node.attr == "getenv")
+            or (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.ctx, ast.Load)
+                and ast.unparse(node.value) == "os.environ"
+            )
+            or (isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.get")
         )
         assert not read, f"line {getattr(node, 'lineno', 0)} reads the environment"
 

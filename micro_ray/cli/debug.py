@@ -21,7 +21,7 @@ def _ask(session: Session, service: str, endpoint: str) -> list[dict[str, Any]]:
     if not routes:
         session.call("registry", "Registry.GetService", {"service": service})  # says what is near
 
-    async def ask(client: AsyncClient) -> list[Any]:
+    async def ask(client: AsyncClient) -> list[dict[str, Any]]:
         async def one(route: dict[str, Any]) -> dict[str, Any]:
             try:
                 answer = await client.call(service, endpoint, {}, node=route["id"], timeout=5)
@@ -29,9 +29,10 @@ def _ask(session: Session, service: str, endpoint: str) -> list[dict[str, Any]]:
                 answer = {"status": "error", "error": error.detail}
             return {"node": route["id"], "address": route["addresses"][0], **answer}
 
-        return await asyncio.gather(*(one(route) for route in routes))
+        return list(await asyncio.gather(*(one(route) for route in routes)))
 
-    return session.client.run(ask)
+    rows: list[dict[str, Any]] = session.client.run(ask)
+    return rows
 
 
 @click.command()

@@ -100,7 +100,7 @@ def _endpoint(entry: Any, words: list[str]) -> Any:
 def _words(entry: Any, endpoint: Any) -> str:
     """``Helloworld.Call`` -> ``call``, ``Foo.Bar`` -> ``foo bar``, as one types it."""
     handler, _, method = endpoint.name.partition(".")
-    lowered = method[:1].lower() + method[1:]
+    lowered = str(method[:1].lower() + method[1:])
     if _fold(handler) == _fold(entry.service.rpartition(".")[2]):
         return lowered
     return f"{handler[:1].lower() + handler[1:]} {lowered}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import heapq
+import math
 import os
 import re
 import time
@@ -44,6 +45,9 @@ class _Lease:
     ttl: float
     until: float
     order: int
+    #: When the sweep looks at this lease; a renewal moves ``until`` alone, so that the heap has one
+    #: entry per lease however often it is renewed.
+    queued: float = math.inf
 
 
 class MemoryRegistry(Registry):
@@ -70,9 +74,10 @@ class MemoryRegistry(Registry):
         if lease is not None and lease.instance == instance:
             lease.ttl, lease.until = ttl, until
         else:
-            self._leases[key] = _Lease(instance, ttl, until, self._revision + 1)
+            lease = self._leases[key] = _Lease(instance, ttl, until, self._revision + 1)
             self._record(Action.PUT, instance)
-        heapq.heappush(self._expiry, (until, key))
+        if until < lease.queued:
+            self._queue(key, lease)
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep())
 
@@ -157,15 +162,19 @@ class MemoryRegistry(Registry):
         """End the leases whose time has passed; runs twice a second."""
         now = self._clock()
         while self._expiry and self._expiry[0][0] <= now:
-            _, key = heapq.heappop(self._expiry)
+            at, key = heapq.heappop(self._expiry)
             lease = self._leases.get(key)
-            if lease is None:
-                continue
+            if lease is None or lease.queued != at:
+                continue  # of an earlier registration
             if lease.until <= now:
                 del self._leases[key]
                 self._record(Action.DELETE, lease.instance)
             else:
-                heapq.heappush(self._expiry, (lease.until, key))
+                self._queue(key, lease)
+
+    def _queue(self, key: tuple[str, str], lease: _Lease) -> None:
+        lease.queued = lease.until
+        heapq.heappush(self._expiry, (lease.until, key))
 
 
 def _services(leases: Sequence[_Lease]) -> list[Service]:

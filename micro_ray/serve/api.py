@@ -94,7 +94,7 @@ def application(settings: Settings) -> serve.Application:
     ingress: Any = serve.ingress(Mount())(ApiDoor)
 
     class Door(ingress):  # type: ignore[misc]  # made by Serve at run time
-        async def __init__(self, settings: Settings) -> None:
+        async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
             await super().__init__(settings)
             self.app.target = self.api
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from micro_ray.errors import BadRequest, MicroError
 from micro_ray.network import Dialer, Stream
 from micro_ray.registry import DEFAULT_TTL, Change, Instance, Registry, Service, Snapshot
-from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.remote import Direct, decode, encode
 
 __all__ = ["Attachment", "RemoteRegistry", "endpoints"]
@@ -38,12 +38,15 @@ class Attached:
     node: str
 
 
-def endpoints(registry: Registry) -> Endpoints:
-    """Service ``registry``."""
-    # Which stream a node's registration belongs to: the end of an older one must not remove it.
-    holders: dict[tuple[str, str], object] = {}
+class _Face:
+    """The verbs as endpoints."""
 
-    async def attach(messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        # Which stream a node's registration belongs to: the end of an older one must not remove it.
+        self._holders: dict[tuple[str, str], object] = {}
+
+    async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
         """Register a node for as long as this stream lasts; empty messages renew."""
         mine, holder = None, object()
         ttl = DEFAULT_TTL
@@ -51,62 +54,59 @@ def endpoints(registry: Registry) -> Endpoints:
             async for message in messages:
                 if message.instance is not None:
                     mine, ttl = message.instance, message.ttl
-                    await registry.register(mine, ttl=ttl)
-                    holders[mine.namespace, mine.node.id] = holder
+                    await self._registry.register(mine, ttl=ttl)
+                    self._holders[mine.namespace, mine.node.id] = holder
                 elif mine is None:
                     raise BadRequest("registry", "the first message must have an instance")
                 else:
-                    await registry.register(mine, ttl=ttl)
+                    await self._registry.register(mine, ttl=ttl)
                 yield Attached(node=mine.node.id)
         finally:
             if mine is not None:
                 key = (mine.namespace, mine.node.id)
-                if holders.get(key) is holder:
-                    del holders[key]
-                    await registry.deregister(*key)
+                if self._holders.get(key) is holder:
+                    del self._holders[key]
+                    await self._registry.deregister(*key)
 
-    async def register(instance: Instance, ttl: float = DEFAULT_TTL) -> None:
+    async def register(self, instance: Instance, ttl: float = DEFAULT_TTL) -> None:
         """Register a node for ``ttl`` seconds."""
-        await registry.register(instance, ttl=ttl)
+        await self._registry.register(instance, ttl=ttl)
 
-    async def renew(nodes: list[str], namespace: str = "micro") -> list[str]:
+    async def renew(self, nodes: list[str], namespace: str = "micro") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
-        return await registry.renew(namespace, nodes)
+        return await self._registry.renew(namespace, nodes)
 
-    async def deregister(node: str, namespace: str = "micro") -> None:
+    async def deregister(self, node: str, namespace: str = "micro") -> None:
         """Remove a node."""
-        await registry.deregister(namespace, node)
+        await self._registry.deregister(namespace, node)
 
-    async def get_service(service: str, namespace: str = "micro") -> list[Service]:
+    async def get_service(self, service: str, namespace: str = "micro") -> list[Service]:
         """All versions of a service, with endpoints and nodes."""
-        return await registry.get(namespace, service)
+        return await self._registry.get(namespace, service)
 
-    async def list_services(namespace: str = "micro") -> list[Service]:
+    async def list_services(self, namespace: str = "micro") -> list[Service]:
         """Every service of the namespace."""
-        return await registry.list(namespace)
+        return await self._registry.list(namespace)
 
-    async def snapshot() -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """Everything, with the revision to watch from."""
-        return await registry.snapshot()
+        return await self._registry.snapshot()
 
-    async def watch(epoch: str, revision: int) -> AsyncIterator[Change]:
+    async def watch(self, epoch: str, revision: int) -> AsyncIterator[Change]:
         """Changes after a revision."""
-        async for change in registry.watch(epoch=epoch, revision=revision):
+        async for change in self._registry.watch(epoch=epoch, revision=revision):
             yield change
 
-    face = Endpoints("registry")
-    for name, function in (
-        ("Attach", attach),
-        ("Register", register),
-        ("Renew", renew),
-        ("Deregister", deregister),
-        ("GetService", get_service),
-        ("ListServices", list_services),
-        ("Snapshot", snapshot),
-        ("Watch", watch),
-    ):
-        face.add(f"Registry.{name}", function)
-    return face
+
+def endpoints(registry: Registry) -> Endpoints:
+    """Service ``registry``."""
+    face, table = _Face(registry), Endpoints("registry")
+    for name in (
+        "attach", "register", "renew", "deregister", "get_service", "list_services", "snapshot",
+        "watch",
+    ):  # fmt: skip
+        table.add(endpoint_name("registry", name), getattr(face, name))
+    return table
 
 
 class RemoteRegistry(Registry):

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from micro_ray.context import current
-from micro_ray.errors import BadRequest
+from micro_ray.errors import BadRequest, TooLarge
 from micro_ray.runtime import LogLine, Progress, Runtime, Status, Workload
 from micro_ray.runtime.reconcile import source_key
 from micro_ray.runtime.source import MAX_BYTES
 from micro_ray.store import Store
-from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.remote import Caller, from_json, to_json
 
 __all__ = ["RemoteRuntime", "endpoints"]
@@ -23,68 +23,68 @@ __all__ = ["RemoteRuntime", "endpoints"]
 NAME = "runtime"
 
 
-def endpoints(runtime: Runtime, store: Store) -> Endpoints:
-    """Service ``runtime``. ``store`` takes the uploaded sources."""
+class _Face:
+    """The verbs as endpoints; the namespace is the caller's."""
 
-    async def create(workload: Workload) -> Status:
+    def __init__(self, runtime: Runtime, store: Store) -> None:
+        self._runtime = runtime
+        self._store = store
+
+    async def create(self, workload: Workload) -> Status:
         """Let a workload run."""
-        return await runtime.create(replace(workload, namespace=current().namespace))
+        return await self._runtime.create(replace(workload, namespace=current().namespace))
 
-    async def update(name: str, changes: dict[str, Any]) -> Status:
+    async def update(self, name: str, changes: dict[str, Any]) -> Status:
         """Change a workload; without changes, restart it."""
         try:
             typed = {k: _typed(k, v) for k, v in changes.items()}
         except msgspec.ValidationError as error:
             raise BadRequest(NAME, f"changes: {error}") from None
-        return await runtime.update(name, current().namespace, typed)
+        return await self._runtime.update(name, current().namespace, typed)
 
-    async def delete(name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Stop a workload and forget it."""
-        await runtime.delete(name, current().namespace)
+        await self._runtime.delete(name, current().namespace)
 
-    async def read(name: str = "") -> list[Status]:
+    async def read(self, name: str = "") -> list[Status]:
         """All workloads, or one."""
-        return await runtime.read(name, current().namespace)
+        return await self._runtime.read(name, current().namespace)
 
-    async def logs(name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
+    async def logs(self, name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
         """The last lines of all replicas, then what comes."""
-        lines = runtime.logs(name, current().namespace, tail=tail, follow=follow)
+        lines = self._runtime.logs(name, current().namespace, tail=tail, follow=follow)
         async for line in lines:
             yield line
 
-    async def progress(name: str) -> AsyncIterator[Progress]:
+    async def progress(self, name: str) -> AsyncIterator[Progress]:
         """The steps of a workload until it runs or has failed."""
-        async for step in runtime.progress(name, current().namespace):
+        async for step in self._runtime.progress(name, current().namespace):
             yield step
 
-    async def upload(pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+    async def upload(self, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
         """Keep a packed source; the answer has its digest."""
         archive = bytearray()
         async for piece in pieces:
             archive += piece
             if len(archive) > MAX_BYTES:
-                raise BadRequest(NAME, f"source over {MAX_BYTES} bytes")
+                raise TooLarge(NAME, f"source over {MAX_BYTES} bytes")
         digest = hashlib.sha256(archive).hexdigest()
 
         async def once() -> AsyncIterator[bytes]:
             for start in range(0, len(archive), 2**18):
                 yield bytes(archive[start : start + 2**18])
 
-        await store.write_blob(source_key(digest), once())
+        await self._store.write_blob(source_key(digest), once())
         return {"digest": digest, "size": len(archive)}
 
-    face = Endpoints(NAME)
-    for name, function in (
-        ("Runtime.Create", create),
-        ("Runtime.Update", update),
-        ("Runtime.Delete", delete),
-        ("Runtime.Read", read),
-        ("Runtime.Logs", logs),
-        ("Runtime.Progress", progress),
-        ("Source.Upload", upload),
-    ):
-        face.add(name, function)
-    return face
+
+def endpoints(runtime: Runtime, store: Store) -> Endpoints:
+    """Service ``runtime``. ``store`` takes the uploaded sources."""
+    face, table = _Face(runtime, store), Endpoints(NAME)
+    for name in ("create", "update", "delete", "read", "logs", "progress"):
+        table.add(endpoint_name(NAME, name), getattr(face, name))
+    table.add("Source.Upload", face.upload)
+    return table
 
 
 def _typed(name: str, value: Any) -> Any:

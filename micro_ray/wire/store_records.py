@@ -65,10 +65,10 @@ class WireOperation:
 def to_text(value: bytes) -> tuple[str, str]:
     """Text where people can read it. Not with control characters, which JSON makes six times as
     long, and not large and full of what it escapes: a value must fit a message."""
-    if not _CONTROL.search(value):
-        if len(value) < _LARGE or sum(map(value.count, _ESCAPED)) < len(value) // 3:
-            with contextlib.suppress(UnicodeDecodeError):
-                return value.decode(), "text"
+    dense = len(value) > _LARGE and sum(map(value.count, _ESCAPED)) > len(value) // 3
+    if not dense and not _CONTROL.search(value):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode(), "text"
     return base64.b64encode(value).decode(), "base64"
 
 

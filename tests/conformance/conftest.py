@@ -1,0 +1,25 @@
+"""The subjects of the suites: every backend and every way to it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from micro_ray.store import Store
+from tests.fixtures.stores import OPENERS, Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=sorted(OPENERS))
+async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Store]:
+    # Not tmp_path: the name of a Unix socket must be short.
+    with tempfile.TemporaryDirectory(prefix="st-") as folder:
+        async with OPENERS[request.param](Path(folder), clock) as opened:
+            yield opened
