@@ -13,7 +13,21 @@ import abc
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Call", "Dialer", "Peer", "Stream"]
+from micro_ray.errors import BadGateway, Timeout, Unavailable
+
+__all__ = ["Broken", "Call", "Dialer", "Peer", "Refused", "Silent", "Stream"]
+
+
+class Refused(Unavailable):
+    """Nobody took the call: surely nothing of it was executed, so any call may go elsewhere."""
+
+
+class Broken(BadGateway):
+    """The connection broke with the call under way: it was executed, or not, or in part."""
+
+
+class Silent(Timeout):
+    """No answer came before the deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +75,12 @@ class Stream(abc.ABC):
 
 
 class Peer(abc.ABC):
-    """One connection to one node. Errors: Unavailable means
-    surely not executed; BadGateway means the connection broke after the call was sent; others are
-    the service's own answer."""
+    """One connection to one node.
+
+    What went wrong on the way is Refused, Broken or Silent. Every other error is the service's own
+    answer, also when its code is that of one of the three: a service that raises Unavailable has
+    been executed.
+    """
 
     #: True once no further call may be started here (closed, broken or draining).
     closed: bool
@@ -72,7 +89,7 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     async def call(self, call: Call, body: bytes) -> bytes:
-        """One message there, one back. Raises Timeout at ``call.timeout``; cancelling the task
+        """One message there, one back. Raises Silent at ``call.timeout``; cancelling the task
         cancels the call at the node."""
 
     @abc.abstractmethod
@@ -93,5 +110,5 @@ class Dialer(abc.ABC):
 
     @abc.abstractmethod
     async def dial(self, address: str, *, timeout: float) -> Peer:
-        """Connect and shake hands. Raises Unavailable when that fails or takes longer than
-        ``timeout`` seconds, BadRequest for an address it cannot read."""
+        """Connect and shake hands. Raises Refused when that fails or takes longer than ``timeout``
+        seconds, BadRequest for an address it cannot read."""

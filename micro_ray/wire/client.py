@@ -5,16 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from micro_ray.errors import (
-    BadGateway,
-    Cancelled,
-    InternalError,
-    MicroError,
-    Timeout,
-    TooLarge,
-    Unavailable,
-)
-from micro_ray.network import Call, Dialer, Peer, Stream
+from micro_ray.errors import Cancelled, InternalError, MicroError, Timeout, TooLarge
+from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Stream
 from micro_ray.wire.address import parse
 from micro_ray.wire.connection import Channel, Connection
 from micro_ray.wire.protocol import (
@@ -187,7 +179,7 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         self.going = True
         for stream in [s for s in self.streams if s > last]:
             # The server answers these with a refusal; it is the same to say so at once.
-            _fail(self.streams.pop(stream), Unavailable("wire", "the node is going away", 0.0))
+            _fail(self.streams.pop(stream), Refused("wire", "the node is going away", 0.0))
         self._leave_if_idle()
 
     def _leave_if_idle(self) -> None:
@@ -200,19 +192,19 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
     def on_deadline(self, stream: int) -> None:
         item = self.streams[stream]
         self.forget(stream)
-        _fail(item, Timeout("wire", f"no answer from {self.address} before the deadline"))
+        _fail(item, Silent("wire", f"no answer from {self.address} before the deadline"))
 
     def on_lost(self) -> None:
         self.going = True
         why = self.refusal or f"the connection to {self.address} broke"
         for stream, item in self.streams.items():
             if stream >= self.flushed:
-                _fail(item, Unavailable("wire", f"{why} before the call was sent", 0.0))
+                _fail(item, Refused("wire", f"{why} before the call was sent", 0.0))
             else:
-                _fail(item, BadGateway("wire", f"{why} while the call was under way"))
+                _fail(item, Broken("wire", f"{why} while the call was under way"))
         self.streams.clear()
         if not self.ready.done():
-            self.ready.set_exception(Unavailable("wire", why))
+            self.ready.set_exception(Refused("wire", why))
             self.ready.exception()  # nobody may be waiting any more
 
 
@@ -242,7 +234,7 @@ class WirePeer(Peer):
     async def call(self, call: Call, body: bytes) -> bytes:
         connection = self._connection
         if connection.going:
-            raise Unavailable("wire", f"the connection to {connection.address} is closing", 0.0)
+            raise Refused("wire", f"the connection to {connection.address} is closing", 0.0)
         if connection.paused is not None:
             await connection.paused
         head, deadline = _head(call)
@@ -278,7 +270,7 @@ class WirePeer(Peer):
     async def _open(self, head: Head, deadline: float | None) -> Stream:
         connection = self._connection
         if connection.going:
-            raise Unavailable("wire", f"the connection to {connection.address} is closing", 0.0)
+            raise Refused("wire", f"the connection to {connection.address} is closing", 0.0)
         channel = _Outgoing(connection, 0, deadline)
         channel.stream = connection.open_stream(channel)
         connection.write(encode_request(channel.stream, head, b"", BARE))
@@ -340,7 +332,7 @@ class WireDialer(Dialer):
             if connection is not None:
                 connection.kill()
             why = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error
-            raise Unavailable("wire", f"cannot reach {address}: {why}") from None
+            raise Refused("wire", f"cannot reach {address}: {why}") from None
         except BaseException:
             if connection is not None:
                 connection.kill()

@@ -41,6 +41,7 @@ import msgspec
 
 from micro_ray.context import CURRENT, Context
 from micro_ray.errors import BadRequest, MicroError, NotFound, Unavailable
+from micro_ray.network import Refused
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.wire.schema import Codec, codec, kind_of_fields
 from micro_ray.wire.server import Incoming
@@ -143,7 +144,7 @@ class Endpoints:
         head = incoming.head
         serve = self._serve.get(head.endpoint) or self._find(head.endpoint)
         if self.in_flight >= self._max:
-            raise Unavailable(self.service, f"{self._max} calls are being served here", 0.1)
+            raise Refused(self.service, f"{self._max} calls are being served here", 0.1)
         self.in_flight += 1
         self._requests += 1
         metadata = head.metadata
@@ -163,6 +164,9 @@ class Endpoints:
             await serve(incoming)
         except MicroError as error:
             self._errors += error.code >= 500
+            if isinstance(error, Refused):
+                # What this call's own calls met. This one has been executed: it is no refusal.
+                raise Unavailable(error.id, error.detail, error.retry_after) from None
             if not error.id:
                 raise type(error)(self.service, error.detail, error.retry_after) from None
             raise

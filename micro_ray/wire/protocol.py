@@ -8,7 +8,8 @@ from enum import IntEnum
 
 import msgspec
 
-from micro_ray.errors import MicroError, from_dict
+from micro_ray.errors import MicroError, Unavailable, from_dict
+from micro_ray.network import Refused
 
 __all__ = [
     "ACK",
@@ -173,7 +174,11 @@ def decode_request(payload: bytes) -> tuple[Head, bytes]:
 
 
 def encode_error(stream: int, error: MicroError) -> bytes:
-    return encode_frame(Kind.ERROR, END, stream, _encode_json(error.to_dict()))
+    """An ERROR. A refusal says so: the caller may then try another node, whatever the call was."""
+    form = error.to_dict()
+    if isinstance(error, Refused):
+        form["refused"] = True
+    return encode_frame(Kind.ERROR, END, stream, _encode_json(form))
 
 
 def decode_error(payload: bytes) -> MicroError:
@@ -182,7 +187,10 @@ def decode_error(payload: bytes) -> MicroError:
         form = msgspec.json.decode(payload, type=dict)
     except (msgspec.DecodeError, RecursionError):
         form = {"code": 500, "id": "wire", "detail": "the peer sent an unreadable error"}
-    return from_dict(form)
+    error = from_dict(form)
+    if form.get("refused") is True and isinstance(error, Unavailable):
+        return Refused(error.id, error.detail, error.retry_after)
+    return error
 
 
 class Decoder:

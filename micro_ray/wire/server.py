@@ -20,7 +20,7 @@ from micro_ray.errors import (
     TooLarge,
     Unavailable,
 )
-from micro_ray.network import Call
+from micro_ray.network import Call, Refused
 from micro_ray.wire.address import Address, parse
 from micro_ray.wire.connection import Channel, Connection
 from micro_ray.wire.protocol import (
@@ -133,14 +133,14 @@ class ServerConnection(Connection[Incoming]):
             self.watch_deadline(deadline)
         incoming.task = self.loop.create_task(self._run(incoming))
 
-    def _refusal(self) -> Unavailable | None:
+    def _refusal(self) -> Refused | None:
         """Why a new stream is not taken; nothing of it has been executed."""
         if self.draining:
-            return Unavailable("wire", "this node is going away", 0.0)
+            return Refused("wire", "this node is going away", 0.0)
         if len(self.streams) >= self.limits.max_streams:
-            return Unavailable("wire", f"{self.limits.max_streams} calls on one connection", 0.1)
+            return Refused("wire", f"{self.limits.max_streams} calls on one connection", 0.1)
         if self.buffered > self.limits.max_buffered:
-            return Unavailable("wire", "too much unread on this connection", 0.1)
+            return Refused("wire", "too much unread on this connection", 0.1)
         return None
 
     async def _run(self, incoming: Incoming) -> None:
