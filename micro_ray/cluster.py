@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -36,6 +37,8 @@ Report = Callable[[str], None]
 
 #: Marks the environment of every process that a platform of our own Ray consists of.
 LIFE = "MICRO_LIFE"
+#: Set to 0, Ray and whoever joins it take 127.0.0.1 as it is given, and not an outward address.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 #: Longest folder for Ray's own sockets: Ray adds up to 62 characters, Linux allows 107.
 MAX_RAY_TEMP = 45
 
@@ -179,9 +182,10 @@ def _lock(settings: Settings) -> Any:
 async def _ray(settings: Settings) -> AsyncIterator[str]:
     """A Ray of our own (``local``), or the one that is named; its address."""
     token = settings.state / "ray_token"
-    _environment(settings, token)
+    joining = _environment(settings, token)
     import ray
 
+    _as_loud_as_we_are("ray")
     if settings.ray.address == "local":
         folder = _ray_folder(settings)
         info = await asyncio.to_thread(
@@ -205,14 +209,8 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
             configure_logging=False,
         )
     address = str(info.address_info["gcs_address"])
-    known = {
-        "address": address,
-        "auth_mode": settings.ray.auth,
-        "token_path": str(token) if settings.ray.auth == "token" else "",
-        "namespace": "micro",
-    }
     path = settings.state / "ray.json"
-    path.write_text(json.dumps(known))
+    path.write_text(json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": "micro", **joining}))
     try:
         yield address
     finally:
@@ -220,28 +218,31 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
         await asyncio.to_thread(ray.shutdown)
 
 
-def _environment(settings: Settings, token: Path) -> None:
-    """What Ray reads from the environment, in this process and in all it starts."""
+def _environment(settings: Settings, token: Path) -> dict[str, str]:
+    """Set what Ray reads from the environment, in this process and in all it starts; of it, what
+    another process needs to join."""
+    joining = {"RAY_AUTH_MODE": settings.ray.auth}
     os.environ.update(
         RAY_worker_niceness="0",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_enable_metrics_collection="0",
         RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE="1000",
         RAY_SERVE_LOG_TO_STDERR="0",
-        RAY_AUTH_MODE=settings.ray.auth,
     )
     if settings.ray.address == "local":
         # Ray takes the machine's outward address even when asked for loopback; without clusters of
         # several machines, which a Ray of our own never is, it keeps to loopback.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        joining[LOOPBACK] = "0"
         os.environ[LIFE] = str(settings.state)
     if settings.ray.auth == "token" and settings.ray.address == "local":
         if not token.exists():
             descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32))
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        joining["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(joining)
+    return joining
 
 
 def _end_leftovers(settings: Settings) -> None:
@@ -283,6 +284,8 @@ async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
 
     from micro_ray.serve.api import NAME, application
 
+    _as_loud_as_we_are("ray.serve")
+
     def up() -> None:
         options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
         location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
@@ -299,6 +302,11 @@ async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
         yield url
     finally:
         await asyncio.to_thread(ray_serve.shutdown)
+
+
+def _as_loud_as_we_are(name: str) -> None:
+    """Ray and Serve give their loggers levels of their own when they are imported."""
+    logging.getLogger(name).setLevel(logging.getLogger().getEffectiveLevel())
 
 
 async def _answers(host: str, port: int, within: float) -> None:
