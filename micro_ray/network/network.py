@@ -4,15 +4,17 @@ safe."""
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from micro_ray.errors import BadGateway, MicroError, NotFound, Timeout, Unavailable
-from micro_ray.network import Call, Dialer, Peer, Stream
-from micro_ray.network.health import Budget, Node
+from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, NotFound, Unavailable
+from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Stream
+from micro_ray.network.health import Budget, Node, NodeStatus
+from micro_ray.network.pool import Late, Pool, Unreachable
 from micro_ray.router import Filter, Route
 from micro_ray.router.choose import choose, weigh
 from micro_ray.router.table import Table
@@ -21,27 +23,67 @@ from micro_ray.settings import Network as NetworkSettings
 __all__ = ["Network", "NodeStatus"]
 
 #: Seconds that a call waits for a node when the service is known but has none just now (its only
-#: replica is being replaced), if its deadline is not nearer.
+#: replica is being replaced), or when all have failed, if its deadline is not nearer.
 WAIT = 2.0
-#: Attempts of one call at most, the first included.
+#: Nodes that one call is tried on at most, the first included.
 ATTEMPTS = 4
+#: Seconds before nodes that failed a call are tried with it again, twice as long each time.
+AGAIN = 0.05
+#: A longer timeout in seconds is none.
+MAX_TIMEOUT = 30 * 24 * 3600.0
+#: Services whose nodes are remembered between changes of the table.
+REMEMBERED = 10_000
+#: What nodes speak that can be called from here.
+PROTOCOL = "frames"
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
-    """A node as this caller sees it; ``latency`` in seconds, ``out`` while it is left out."""
+class _Group:
+    """Nodes among which one is chosen."""
 
-    id: str
-    service: str
-    address: str
-    connected: bool
-    in_flight: int
-    calls: int
-    errors: int
-    latency: float
-    out: bool
+    __slots__ = ("cumulative", "nodes")
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self.cumulative = weigh([node.route for node in nodes])
+
+    def choose(self, rand: Callable[[], float]) -> Node:
+        return self.nodes[choose(self.cumulative, self._load, rand)]
+
+    def _load(self, index: int) -> int:
+        return self.nodes[index].in_flight
+
+
+@dataclass(slots=True)
+class _Trip:
+    """One call on its way, over all its attempts."""
+
+    head: Call
+    namespace: str
+    filter: Filter | None
+    idempotent: bool
+    begun: float
+    #: Nodes that failed it, and how often all had and were tried again.
+    tried: list[Node] = field(default_factory=list)
+    rounds: int = 0
+    last: MicroError | None = None
+    #: Until when it waits for a node, once it does.
+    limit: float = 0.0
+    #: Where it is now.
+    node: Node | None = None
+
+    def left(self, now: float) -> float | None:
+        """Seconds until the deadline. Raises Late when there are none."""
+        timeout = self.head.timeout
+        if timeout is None:
+            return None
+        left = timeout - (now - self.begun)
+        if left <= 0:
+            why = "" if self.last is None else f"; before, {self.last.detail}"
+            head = self.head
+            raise Late("network", f"{head.service} {head.endpoint}: the deadline passed{why}")
+        return left
 
 
 class Network:
@@ -59,17 +101,19 @@ class Network:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.table = table
-        self._dialer = dialer
-        self._host = host
         self._settings = settings or NetworkSettings()
         self._random = rand
         self._clock = clock
-        self._nodes: dict[str, Node] = {}
-        self._dials: dict[str, asyncio.Task[Peer]] = {}
-        self._chosen: dict[tuple[str, str], tuple[int, Sequence[Route], list[int]]] = {}
         self._budget = Budget(self._settings.retry_budget)
-        self._tidy: asyncio.Task[None] | None = None
-        self._closed = False
+        self._pool = Pool(
+            table,
+            dialer,
+            host=host,
+            dial_timeout=self._settings.dial_timeout,
+            budget=self._budget,
+            clock=clock,
+        )
+        self._chosen: dict[tuple[str, str], tuple[int, list[_Group]]] = {}
 
     async def call(
         self,
@@ -88,12 +132,14 @@ class Network:
         """One message to a service, one back.
 
         ``timeout`` (seconds, default of the settings) covers all attempts. Another node is tried
-        when the call was surely not executed, or when it broke and is ``idempotent``, within the
-        retry budget. ``hedge_after`` seconds without an answer an idempotent call is made a second
-        time elsewhere and the first answer wins.
+        when the call was surely not executed, and an ``idempotent`` one also when it broke or the
+        service answered that it is unavailable, within the retry budget. ``hedge_after`` seconds
+        without an answer an idempotent call is made a second time on another node, and the first
+        answer wins.
 
-        Raises NotFound for an unknown service, Unavailable when no node took the call, BadGateway
-        when a node died with it, Timeout, and whatever the service raises.
+        Raises NotFound for an unknown service, version or node, Unavailable when no node took the
+        call, BadGateway when a node died with it, Timeout, Cancelled when this caller is closed,
+        and whatever the service raises.
         """
 
         async def attempt(peer: Peer, head: Call) -> bytes:
@@ -102,13 +148,15 @@ class Network:
         head = Call(
             service=service,
             endpoint=endpoint,
-            timeout=self._settings.timeout if timeout is None else timeout,
+            timeout=_seconds(self._settings.timeout if timeout is None else timeout),
             content=content,
             metadata=metadata or {},
         )
+        trip = _Trip(head, namespace, filter, idempotent, self._clock())
+        self._budget.earn()
         if hedge_after is not None and idempotent:
-            return await self._hedged(attempt, head, namespace, filter, hedge_after)
-        return await self._attempts(attempt, head, namespace, filter, idempotent)
+            return await self._hedged(trip, attempt, hedge_after)
+        return await self._travel(trip, attempt)
 
     async def open(
         self,
@@ -130,274 +178,244 @@ class Network:
         head = Call(
             service=service,
             endpoint=endpoint,
-            timeout=timeout,
+            timeout=_seconds(timeout),
             content=content,
             metadata=metadata or {},
         )
-        return await self._attempts(attempt, head, namespace, filter, False)
+        self._budget.earn()
+        trip = _Trip(head, namespace, filter, False, self._clock())
+        return await self._travel(trip, attempt, opens=True)
 
     async def close(self) -> None:
-        """Close all connections; calls in flight end with Cancelled."""
-        self._closed = True
-        tasks: list[asyncio.Task[Any]] = list(self._dials.values())
-        if self._tidy is not None:
-            tasks.append(self._tidy)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        peers = [node.peer for node in self._nodes.values() if node.peer is not None]
-        await asyncio.gather(*(peer.close() for peer in peers), return_exceptions=True)
-        self._nodes.clear()
+        """Close all connections; calls in flight end with Cancelled. Idempotent."""
+        await self._pool.close()
 
     # -- listings --------------------------------------------------------------------------------
 
     def nodes(self, namespace: str = "*") -> list[NodeStatus]:
         """Every node of the table, with what this caller knows of it."""
-        now = self._clock()
-        rows = []
-        for route in self.table.routes(namespace):
-            node = self._nodes.get(route.id) or Node(route)
-            rows.append(
-                NodeStatus(
-                    id=route.id,
-                    service=route.service,
-                    address=route.addresses[0] if route.addresses else "",
-                    connected=node.peer is not None and not node.peer.closed,
-                    in_flight=node.in_flight,
-                    calls=node.calls,
-                    errors=node.errors,
-                    latency=node.latency,
-                    out=node.out_until > now,
-                )
-            )
-        return rows
+        return self._pool.statuses(namespace)
 
     def routes(self, namespace: str = "*") -> list[Route]:
+        """Every route of the table, sorted by service and id."""
         return self.table.routes(namespace)
 
     # -- a call ----------------------------------------------------------------------------------
 
-    async def _attempts(
+    async def _travel(
         self,
+        trip: _Trip,
         attempt: Callable[[Peer, Call], Awaitable[T]],
-        head: Call,
-        namespace: str,
-        filter: Filter | None,
-        idempotent: bool,
+        opens: bool = False,
     ) -> T:
-        begun = self._clock()
-        self._budget.earn()
-        tried: list[str] = []
-        last: MicroError | None = None
+        if self._pool.closed:
+            raise Unavailable("network", "this caller has been closed")
         while True:
-            node = self._pick(namespace, head.service, filter, tried)
+            at_once = not trip.tried
+            node = self._pick(trip)
             if node is None:
-                node = await self._wait(namespace, head, filter, tried, begun, last)
+                node, at_once = await self._wait(trip), False
+            trip.node, peer = node, node.peer
+            sent, head = trip.begun, trip.head
             try:
-                peer = node.peer
                 if peer is None or peer.closed:
-                    peer = await self._connect(node, head.timeout)
-                sent = self._clock()
-                answer = await attempt(peer, _later(head, sent - begun) if tried else head)
-                node.good(self._clock() - sent)
-                return answer
-            except Unavailable as error:
-                last = error
-                node.bad(self._clock())
-                tried.append(node.route.id)
-            except BadGateway as error:
-                node.bad(self._clock())
-                if not idempotent:
-                    raise
-                last = error
-                tried.append(node.route.id)
-            except MicroError:
-                node.good(self._clock() - begun)
+                    peer = await self._pool.connect(node, trip.left(self._clock()))
+                    at_once = False
+                if not at_once:
+                    sent = self._clock()
+                    head = replace(head, timeout=trip.left(sent))
+                answer = await attempt(peer, head)
+            except Late:
                 raise
-            if len(tried) >= ATTEMPTS or not self._budget.spend():
-                raise last
+            except MicroError as error:
+                self._failed(trip, node, peer, sent, error)
+            else:
+                if opens:
+                    node.calls += 1  # not an answer yet
+                else:
+                    node.good(self._clock() - sent)
+                return answer
+
+    def _failed(
+        self, trip: _Trip, node: Node, peer: Peer | None, sent: float, error: MicroError
+    ) -> None:
+        """Learn from a failure; raise it unless the call may be tried again."""
+        now = self._clock()
+        again = trip.idempotent and isinstance(error, Unavailable | BadGateway)
+        if isinstance(error, Unreachable):
+            again = error.retry
+        elif isinstance(error, Refused | Silent):
+            again = isinstance(error, Refused)
+            if node.bad(now):
+                self._pool.eject(node)
+        elif isinstance(error, Broken):
+            if node.broke(peer, now):
+                self._pool.eject(node)
+        else:
+            node.good(now - sent)
+        trip.last = error
+        trip.tried.append(node)
+        if not again or self._pool.closed or len(trip.tried) >= ATTEMPTS:
+            raise error
+        if not isinstance(error, Unreachable) and not self._budget.spend():
+            raise error
 
     async def _hedged(
-        self,
-        attempt: Callable[[Peer, Call], Awaitable[bytes]],
-        head: Call,
-        namespace: str,
-        filter: Filter | None,
-        after: float,
+        self, trip: _Trip, attempt: Callable[[Peer, Call], Awaitable[bytes]], after: float
     ) -> bytes:
-        tasks = {asyncio.ensure_future(self._attempts(attempt, head, namespace, filter, True))}
+        pending = {asyncio.ensure_future(self._travel(trip, attempt))}
+        tasks = set(pending)
         try:
-            done, _ = await asyncio.wait(tasks, timeout=after)
-            if not done and self._budget.spend():
-                again = self._attempts(attempt, _later(head, after), namespace, filter, True)
-                tasks.add(asyncio.ensure_future(again))
+            done, _ = await asyncio.wait(pending, timeout=after)
+            second = _Trip(trip.head, trip.namespace, trip.filter, True, trip.begun)
+            if trip.node is not None:
+                second.tried.append(trip.node)
+            if not done and self._pick(second) is not None and self._budget.spend():
+                pending.add(asyncio.ensure_future(self._travel(second, attempt)))
+                tasks |= pending
             while True:
-                done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None or not pending:
-                        return task.result()
-                tasks = set(pending)
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                # An answer first, be it an error of the service's own; a failure when no other
+                # attempt is under way.
+                ended = sorted(done, key=_rank)
+                if _rank(ended[0]) < 2 or not pending:
+                    return ended[0].result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _pick(
-        self, namespace: str, service: str, filter: Filter | None, tried: Sequence[str]
-    ) -> Node | None:
+    # -- choosing --------------------------------------------------------------------------------
+
+    def _pick(self, trip: _Trip) -> Node | None:
         """A node to call now; None when the table has none that was not tried."""
-        routes, cumulative = self._candidates(namespace, service, filter)
-        if not routes:
+        groups = self._groups(trip)
+        if not groups:
             return None
-        now = self._clock()
-        nodes = self._nodes
-        if len(routes) > 1 or tried:
-            usable = [
-                route
-                for route in routes
-                if route.id not in tried
-                and ((node := nodes.get(route.id)) is None or node.out_until <= now)
-            ]
-            if len(usable) != len(routes):
-                if not usable:
-                    # All are out: better one of them than nobody.
-                    usable = [route for route in routes if route.id not in tried]
-                    if not usable:
-                        return None
-                routes, cumulative = usable, weigh(usable)
-        route = choose(routes, self._load, self._random, cumulative)
-        node = nodes.get(route.id)
-        if node is None:
-            node = nodes[route.id] = Node(route)
-        elif node.route is not route:
-            node.route = route
-        return node
+        if not trip.tried and not self._pool.left_out():
+            return groups[0].choose(self._random)
+        now, spare = self._clock(), None
+        for group in groups:
+            fresh = [node for node in group.nodes if node not in trip.tried]
+            usable = [node for node in fresh if node.out_until <= now]
+            if usable:
+                return _Group(usable).choose(self._random)
+            spare = spare or fresh
+        # All are out: better one of them than nobody.
+        return _Group(spare).choose(self._random) if spare else None
 
-    def _load(self, route: Route) -> float:
-        node = self._nodes.get(route.id)
-        return node.in_flight if node is not None else 0
+    def _groups(self, trip: _Trip) -> list[_Group]:
+        """The nodes of a service, those of the nearest metric first."""
+        table, name = self.table, (trip.namespace, trip.head.service)
+        if trip.filter is not None:
+            return self._grouped(table.lookup(*name, trip.filter))
+        known = self._chosen.get(name)
+        if known is not None and known[0] == table.version:
+            return known[1]
+        groups = self._grouped(table.lookup(*name))
+        if groups:
+            if len(self._chosen) >= REMEMBERED:
+                self._chosen.clear()
+            self._chosen[name] = (table.version, groups)
+        return groups
 
-    def _candidates(
-        self, namespace: str, service: str, filter: Filter | None
-    ) -> tuple[Sequence[Route], list[int]]:
-        table = self.table
-        if filter is not None:
-            routes = self._reachable(table.lookup(namespace, service, filter))
-            return routes, weigh(routes) if routes else []
-        key = (namespace, service)
-        cached = self._chosen.get(key)
-        if cached is not None and cached[0] == table.version:
-            return cached[1], cached[2]
-        routes = self._reachable(table.lookup(namespace, service))
-        cumulative = weigh(routes) if routes else []
-        if len(self._chosen) > 10_000:
-            self._chosen.clear()
-        self._chosen[key] = (table.version, routes, cumulative)
-        return routes, cumulative
+    def _grouped(self, routes: Sequence[Route]) -> list[_Group]:
+        usable = [r for r in routes if r.protocol == PROTOCOL and self._pool.addresses(r)]
+        weighty = [route for route in usable if route.weight]
+        groups: dict[int, list[Node]] = {}
+        for route in weighty or usable:
+            groups.setdefault(route.metric, []).append(self._pool.node(route))
+        return [_Group(groups[metric]) for metric in sorted(groups)]
 
-    def _reachable(self, routes: Sequence[Route]) -> Sequence[Route]:
-        """Those of the nearest metric that have an address this machine can use."""
-        usable = [route for route in routes if self._address(route)]
-        if not usable:
-            return usable
-        nearest = min(route.metric for route in usable)
-        return [route for route in usable if route.metric == nearest]
-
-    def _address(self, route: Route) -> str:
-        here = not self._host or not route.host or route.host == self._host
-        for address in route.addresses:
-            if here or not address.startswith("unix:"):
-                return address
-        return ""
-
-    async def _wait(
-        self,
-        namespace: str,
-        head: Call,
-        filter: Filter | None,
-        tried: list[str],
-        begun: float,
-        last: MicroError | None,
-    ) -> Node:
-        """A node that appears soon. Raises NotFound, Unavailable or Timeout."""
-        table, service = self.table, head.service
-        if not table.known(namespace, service) and not table.lookup(namespace, service):
-            if not table.version:
-                raise Unavailable("network", "no route table yet: no router has answered", 0.5)
-            near = table.near(namespace, service)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise NotFound("network", f"no service {service!r}{hint}")
-        limit = begun + min(WAIT, head.timeout or WAIT)
-        while (left := limit - self._clock()) > 0:
-            try:
-                async with asyncio.timeout(left):
-                    await table.changed()
-            except TimeoutError:
-                break
-            node = self._pick(namespace, service, filter, tried)
+    async def _wait(self, trip: _Trip) -> Node:
+        """A node that appears soon, or one that failed and may have come back. Raises NotFound,
+        Unavailable, Cancelled, or the call's last failure."""
+        clock = self._clock
+        now = clock()
+        again = now + AGAIN * 2**trip.rounds if trip.tried else math.inf
+        if not trip.limit:
+            timeout = trip.head.timeout
+            trip.limit = now + WAIT if timeout is None else min(now + WAIT, trip.begun + timeout)
+        while True:
+            self._check(trip)
+            if now >= again:
+                trip.tried.clear()
+                trip.rounds += 1
+                again = math.inf
+            node = self._pick(trip)
             if node is not None:
                 return node
-        if last is not None:
-            raise Unavailable("network", f"no node of {service} took the call: {last.detail}", 1.0)
-        wanted = "" if filter is None else " that the filter accepts"
-        raise Unavailable("network", f"{service} has no node{wanted} just now", 1.0)
+            if now >= trip.limit:
+                raise self._nobody(trip)
+            await self._pool.changed(min(trip.limit, again) - now)
+            if self._pool.closed:
+                raise Cancelled("network", "this caller was closed")
+            now = clock()
 
-    # -- connections -----------------------------------------------------------------------------
-
-    async def _connect(self, node: Node, timeout: float | None) -> Peer:
-        """The node's connection, made now if need be; one attempt serves all who wait for it."""
-        if self._closed:
-            raise Unavailable("network", "this caller has been closed")
-        if self._tidy is None:
-            self._tidy = asyncio.create_task(self._close_gone())
-        key = node.route.id
-        dial = self._dials.get(key)
-        if dial is None:
-            dial = asyncio.create_task(self._dial(node))
-            self._dials[key] = dial
-            dial.add_done_callback(lambda _: self._dials.pop(key, None))
-        try:
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(dial)
-        except TimeoutError:
-            raise Timeout("network", f"no connection to {key} before the deadline") from None
-
-    async def _dial(self, node: Node) -> Peer:
-        try:
-            node.peer = await self._dialer.dial(
-                self._address(node.route), timeout=self._settings.dial_timeout
+    def _check(self, trip: _Trip) -> None:
+        """Raise NotFound when there is nothing to wait for."""
+        table, namespace, service = self.table, trip.namespace, trip.head.service
+        routes = table.lookup(namespace, service)
+        if not routes and not table.known(namespace, service):
+            if not table.version or (table.stale and not table.size):
+                return  # no router that knows anything has answered yet
+            near = table.near(namespace, service)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise NotFound("network", f"no service {service[:80]!r}{hint}")
+        filter = trip.filter
+        if filter is None:
+            return
+        versions = {*table.versions(namespace, service), *(route.version for route in routes)}
+        if filter.version not in ("", "*", *versions):
+            there = ", ".join(sorted(versions)[:20])
+            raise NotFound(
+                "network", f"no version {filter.version[:80]!r} of {service}; there is {there}"
             )
-        except MicroError:
-            node.eject(self._clock())
-            raise
-        node.out_until = 0.0
-        return node.peer
+        if routes and filter.node not in ("", "*", *(route.id for route in routes)):
+            there = ", ".join(route.id for route in routes[:20])
+            raise NotFound(
+                "network", f"no node {filter.node[:80]!r} of {service}; there is {there}"
+            )
 
-    async def _close_gone(self) -> None:
-        """Close idle connections to nodes that are no longer in the table."""
-        while True:
-            await self.table.changed()
-            await asyncio.sleep(0.2)
-            alive = {route.id for route in self.table.routes()}
-            for key, node in list(self._nodes.items()):
-                if key in alive or node.in_flight:
-                    continue
-                del self._nodes[key]
-                if node.peer is not None:
-                    await node.peer.close()
+    def _nobody(self, trip: _Trip) -> MicroError:
+        """Why there is no node for a call."""
+        table, namespace, service = self.table, trip.namespace, trip.head.service
+        last = trip.last
+        if last is not None and not isinstance(last, Refused):
+            return last  # it may have been executed
+        if last is not None:
+            why = f"no node of {service} took the call: {last.detail}"
+        elif not table.version or (table.stale and not table.size):
+            why = "no route table yet: no router has answered"
+        elif routes := table.lookup(namespace, service, trip.filter or Filter()):
+            spoken = sorted({route.protocol for route in routes})
+            why = (
+                f"the nodes of {service} cannot be reached from here"
+                if PROTOCOL in spoken
+                else f"the nodes of {service} speak {', '.join(spoken)}, not {PROTOCOL}"
+            )
+        elif trip.filter is not None and table.lookup(namespace, service):
+            why = f"{service} has no node that the filter accepts"
+        else:
+            why = f"{service} has no node just now"
+        return Unavailable("network", why, 1.0)
 
 
-def _later(head: Call, passed: float) -> Call:
-    """The same call with what is left of its time."""
-    if head.timeout is None:
-        return head
-    left = head.timeout - passed
-    if left <= 0:
-        raise Timeout("network", f"{head.service}.{head.endpoint}: the deadline passed")
-    return Call(
-        service=head.service,
-        endpoint=head.endpoint,
-        timeout=left,
-        content=head.content,
-        metadata=head.metadata,
-    )
+def _rank(task: asyncio.Future[bytes]) -> int:
+    """0: an answer, 1: an error that is one, 2: a failure on the way."""
+    error = task.exception()
+    if error is None:
+        return 0
+    failed = isinstance(error, Unavailable | BadGateway | Late | Silent)
+    return 2 if failed or not isinstance(error, MicroError) else 1
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """A timeout as given. Raises Late when it has passed, BadRequest for what is no time."""
+    if timeout is None or timeout > MAX_TIMEOUT:
+        return None
+    if timeout > 0:
+        return timeout
+    if math.isnan(timeout):
+        raise BadRequest("network", "timeout: not a number")
+    raise Late("network", "the deadline had passed before the call was sent")

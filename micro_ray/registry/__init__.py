@@ -17,7 +17,10 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
+    "DEFAULT_TTL",
     "MAX_NAME",
+    "MAX_TTL",
+    "MIN_TTL",
     "Action",
     "Change",
     "Endpoint",
@@ -30,9 +33,9 @@ __all__ = [
 
 #: Longest name of a service, version, endpoint or node id, in characters.
 MAX_NAME = 253
-#: Seconds a registration lives without renewal unless it says otherwise, and how often it is
-#: renewed (Micro's own figures were 90 and 30).
-DEFAULT_TTL = 30.0
+#: Seconds a registration lives without renewal unless it says otherwise (it is renewed three times
+#: meanwhile), and the bounds of what it may say.
+DEFAULT_TTL, MIN_TTL, MAX_TTL = 30.0, 1.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,14 +115,20 @@ class Snapshot:
 
 
 class Registry(abc.ABC):
-    """The interface. All verbs are safe to call from many tasks."""
+    """The interface. All verbs are safe to call from many tasks. Names of services are found
+    without regard to case. Every verb raises Unavailable when the registry is closed or out of
+    reach."""
 
     @abc.abstractmethod
     async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
-        """Put or renew a node's registration for ``ttl`` seconds.
+        """Put or renew a node's registration for ``ttl`` seconds. It ends within a second after
+        that.
 
-        An identical registration only renews (no change is seen by watchers). Raises BadRequest
-        for invalid names, addresses, sizes or a ttl outside 1..3600 s.
+        A node is known by its namespace and id: registering it with anything else changed replaces
+        what was there. An identical registration only renews (no change is seen by watchers).
+        Raises BadRequest for invalid names, addresses, weights or a ttl outside 1..3600 s, TooLarge
+        for more endpoints, metadata or bytes than are allowed, TooManyRequests when the registry
+        is full. What is refused changes nothing.
         """
 
     @abc.abstractmethod
@@ -133,22 +142,27 @@ class Registry(abc.ABC):
 
     @abc.abstractmethod
     async def get(self, namespace: str, service: str) -> list[Service]:
-        """All versions of a service, newest registration first. Raises NotFound (saying what
-        name is near) when no node serves it."""
+        """All versions of a service, newest registration first, as are the nodes of each; endpoints
+        and metadata are those of the newest. Raises NotFound (saying what name is near) when no
+        node serves it."""
 
     @abc.abstractmethod
     async def list(self, namespace: str) -> list[Service]:
-        """Every service of the namespace ("*": of all), sorted by name, then version."""
+        """Every service of the namespace ("*": of all), sorted by namespace, name, version."""
 
     @abc.abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Everything, with the revision to watch from."""
+        """Everything, in the order of registration, with the revision to watch from."""
 
     @abc.abstractmethod
     def watch(self, *, epoch: str, revision: int) -> AsyncIterator[Change]:
-        """Changes after ``revision``, in order, without a gap or a repeat. Raises Conflict when
-        the epoch is not this registry's or the revision is older than its history: take a new
-        snapshot. A watcher that falls behind the kept history gets the same Conflict."""
+        """Changes after ``revision``, in order, without a gap or a repeat.
+
+        Raises Conflict when the epoch is not this registry's, when the revision is older than its
+        history or has not been reached: take a new snapshot. A watcher that falls behind the kept
+        history gets the same Conflict. A watch from afar raises Unavailable or BadGateway when the
+        line breaks.
+        """
 
     @abc.abstractmethod
     async def close(self) -> None:

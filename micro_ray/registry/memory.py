@@ -6,18 +6,17 @@ from __future__ import annotations
 import asyncio
 import difflib
 import heapq
+import itertools
 import math
 import os
-import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from micro_ray.errors import BadRequest, Conflict, NotFound, TooLarge
+from micro_ray.errors import Conflict, NotFound, TooManyRequests, Unavailable
 from micro_ray.registry import (
     DEFAULT_TTL,
-    MAX_NAME,
     Action,
     Change,
     Instance,
@@ -25,23 +24,33 @@ from micro_ray.registry import (
     Service,
     Snapshot,
 )
+from micro_ray.registry.checks import check, check_ttl
 
-__all__ = ["MemoryRegistry"]
+__all__ = ["Capacity", "MemoryRegistry"]
 
-#: Changes kept for watchers that come back.
-HISTORY = 10_000
-MAX_NODES = 100_000
-MAX_ENDPOINTS = 1_000
-MAX_METADATA = 64
-MAX_METADATA_BYTES = 16 * 1024
-MAX_TTL = 3600.0
+#: Seconds between looks for leases that have ended.
+SWEEP = 0.5
+#: Seconds that a look may come late before the time counts as lost: nobody could renew meanwhile.
+STALL = 1.0
+#: Names that are compared to say what is near.
+NEAR = 2_000
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a registry holds: ``nodes`` of ``size`` bytes in all, and the last ``history`` changes
+    of ``history_size`` bytes for watchers that come back."""
+
+    nodes: int = 100_000
+    size: int = 512 * 2**20
+    history: int = 10_000
+    history_size: int = 64 * 2**20
 
 
 @dataclass(slots=True)
 class _Lease:
     instance: Instance
+    size: int
     ttl: float
     until: float
     order: int
@@ -53,35 +62,60 @@ class _Lease:
 class MemoryRegistry(Registry):
     """``clock`` gives seconds that only grow."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, capacity: Capacity | None = None
+    ) -> None:
         self._clock = clock
+        self._capacity = capacity or Capacity()
         self._epoch = os.urandom(8).hex()
         self._revision = 0
+        self._size = 0
+        # In the order of registration.
         self._leases: dict[tuple[str, str], _Lease] = {}
-        self._history: deque[Change] = deque(maxlen=HISTORY)
+        self._history: deque[tuple[Change, int]] = deque()
+        self._history_size = 0
         self._changed = asyncio.Event()
         self._expiry: list[tuple[float, tuple[str, str]]] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
-        _validate(instance, ttl)
+        self._check_open()
+        check_ttl(ttl)
         key = (instance.namespace, instance.node.id)
         lease = self._leases.get(key)
-        if lease is None and len(self._leases) >= MAX_NODES:
-            raise TooLarge("registry", f"{MAX_NODES} nodes are registered; no more are taken")
         until = self._clock() + ttl
         if lease is not None and lease.instance == instance:
             lease.ttl, lease.until = ttl, until
         else:
-            lease = self._leases[key] = _Lease(instance, ttl, until, self._revision + 1)
-            self._record(Action.PUT, instance)
+            lease = self._put(key, instance, lease, ttl, until)
         if until < lease.queued:
             self._queue(key, lease)
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep())
 
+    def _put(
+        self,
+        key: tuple[str, str],
+        instance: Instance,
+        old: _Lease | None,
+        ttl: float,
+        until: float,
+    ) -> _Lease:
+        size = check(instance)
+        capacity, freed = self._capacity, old.size if old is not None else 0
+        if old is None and len(self._leases) >= capacity.nodes:
+            raise TooManyRequests("registry", f"all {capacity.nodes} places are taken", 10.0)
+        if self._size + size - freed > capacity.size:
+            raise TooManyRequests("registry", f"all {capacity.size} bytes are taken", 10.0)
+        self._size += size - freed
+        self._leases.pop(key, None)
+        lease = self._leases[key] = _Lease(instance, size, ttl, until, self._revision + 1)
+        self._record(Action.PUT, lease)
+        return lease
+
     async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
+        self._check_open()
         unknown = []
         for node_id in node_ids:
             lease = self._leases.get((namespace, node_id))
@@ -92,11 +126,11 @@ class MemoryRegistry(Registry):
         return unknown
 
     async def deregister(self, namespace: str, node_id: str) -> None:
-        lease = self._leases.pop((namespace, node_id), None)
-        if lease is not None:
-            self._record(Action.DELETE, lease.instance)
+        self._check_open()
+        self._remove((namespace, node_id))
 
     async def get(self, namespace: str, service: str) -> list[Service]:
+        self._check_open()
         wanted = service.lower()
         found = [
             lease
@@ -104,13 +138,24 @@ class MemoryRegistry(Registry):
             if space == namespace and lease.instance.service.lower() == wanted
         ]
         if not found:
-            names = {s.name for s in await self.list(namespace)}
-            near = difflib.get_close_matches(service, names, n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise NotFound("registry", f"no service {service!r} in {namespace}{hint}")
+            raise NotFound(
+                "registry",
+                f"no service {service[:80]!r} in {namespace}{self._near(namespace, wanted)}",
+            )
         return _services(sorted(found, key=lambda lease: -lease.order))
 
+    def _near(self, namespace: str, wanted: str) -> str:
+        names = {
+            lease.instance.service.lower(): lease.instance.service
+            for (space, _), lease in self._leases.items()
+            if space == namespace
+        }
+        some = itertools.islice(names, NEAR)
+        near = difflib.get_close_matches(wanted[:80], some, n=3, cutoff=0.5)
+        return f"; did you mean {', '.join(names[name] for name in near)}?" if near else ""
+
     async def list(self, namespace: str) -> list[Service]:
+        self._check_open()
         leases = [
             lease
             for (space, _), lease in self._leases.items()
@@ -119,6 +164,7 @@ class MemoryRegistry(Registry):
         return sorted(_services(leases), key=lambda s: (s.namespace, s.name, s.version))
 
     async def snapshot(self) -> Snapshot:
+        self._check_open()
         return Snapshot(
             epoch=self._epoch,
             revision=self._revision,
@@ -126,18 +172,24 @@ class MemoryRegistry(Registry):
         )
 
     async def watch(self, *, epoch: str, revision: int) -> AsyncIterator[Change]:
+        self._check_open()
         if epoch != self._epoch:
             raise Conflict("registry", "another life of the registry; take a new snapshot")
+        if revision > self._revision:
+            raise Conflict(
+                "registry", f"revision {revision} is to come; the newest is {self._revision}"
+            )
         while not self._closed:
-            if revision < self._revision:
-                oldest = self._history[0].revision if self._history else self._revision + 1
-                if revision + 1 < oldest:
-                    raise Conflict("registry", f"revision {revision} is no longer kept")
-                for change in list(self._history)[revision - self._revision :]:
-                    revision = change.revision
-                    yield change
+            behind = self._revision - revision
+            if behind > len(self._history):
+                raise Conflict("registry", f"revision {revision} is no longer kept")
+            if not behind:
+                await self._changed.wait()
                 continue
-            await self._changed.wait()
+            batch = list(itertools.islice(reversed(self._history), behind))
+            for change, _ in reversed(batch):
+                revision = change.revision
+                yield change
 
     async def close(self) -> None:
         self._closed = True
@@ -146,16 +198,43 @@ class MemoryRegistry(Registry):
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
-    def _record(self, action: Action, instance: Instance) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("registry", "the registry is closed")
+
+    # -- history ---------------------------------------------------------------------------------
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        lease = self._leases.pop(key, None)
+        if lease is not None:
+            self._size -= lease.size
+            self._record(Action.DELETE, lease)
+
+    def _record(self, action: Action, lease: _Lease) -> None:
         self._revision += 1
-        self._history.append(Change(revision=self._revision, action=action, instance=instance))
-        self._changed.set()
-        if not self._closed:
-            self._changed = asyncio.Event()
+        change = Change(revision=self._revision, action=action, instance=lease.instance)
+        self._history.append((change, lease.size))
+        self._history_size += lease.size
+        capacity = self._capacity
+        while self._history and (
+            len(self._history) > capacity.history or self._history_size > capacity.history_size
+        ):
+            self._history_size -= self._history.popleft()[1]
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    # -- time ------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(0.5)
+            due = loop.time() + SWEEP
+            await asyncio.sleep(SWEEP)
+            late = loop.time() - due
+            if late > STALL:
+                # This process stood still. Renewals wait to be read; they must not come too late.
+                for lease in self._leases.values():
+                    lease.until += late
             self.expire()
 
     def expire(self) -> None:
@@ -167,59 +246,38 @@ class MemoryRegistry(Registry):
             if lease is None or lease.queued != at:
                 continue  # of an earlier registration
             if lease.until <= now:
-                del self._leases[key]
-                self._record(Action.DELETE, lease.instance)
+                self._remove(key)
             else:
                 self._queue(key, lease)
 
     def _queue(self, key: tuple[str, str], lease: _Lease) -> None:
         lease.queued = lease.until
-        heapq.heappush(self._expiry, (lease.until, key))
+        if len(self._expiry) > 2 * len(self._leases) + 100:
+            # Entries of nodes that have gone would stay until their time comes.
+            self._expiry = [(each.queued, name) for name, each in self._leases.items()]
+            heapq.heapify(self._expiry)
+        else:
+            heapq.heappush(self._expiry, (lease.until, key))
 
 
-def _services(leases: Sequence[_Lease]) -> list[Service]:
+def _services(leases: Iterable[_Lease]) -> list[Service]:
     """Instances grouped by version, in the order given; endpoints are the newest node's."""
-    groups: dict[tuple[str, str, str], Service] = {}
-    newest: dict[tuple[str, str, str], int] = {}
+    groups: dict[tuple[str, str, str], list[_Lease]] = {}
     for lease in leases:
         instance = lease.instance
         key = (instance.namespace, instance.service, instance.version)
-        service = groups.get(key) or Service(
-            name=instance.service, version=instance.version, namespace=instance.namespace
+        groups.setdefault(key, []).append(lease)
+    services = []
+    for (namespace, name, version), members in groups.items():
+        newest = max(members, key=lambda lease: lease.order).instance
+        services.append(
+            Service(
+                name=name,
+                version=version,
+                namespace=namespace,
+                endpoints=newest.endpoints,
+                metadata=newest.metadata,
+                nodes=tuple(lease.instance.node for lease in members),
+            )
         )
-        if lease.order > newest.get(key, -1):
-            newest[key] = lease.order
-            service = replace(service, endpoints=instance.endpoints, metadata=instance.metadata)
-        groups[key] = replace(service, nodes=(*service.nodes, instance.node))
-    return list(groups.values())
-
-
-def _validate(instance: Instance, ttl: float) -> None:
-    if not 1.0 <= ttl <= MAX_TTL:
-        raise BadRequest("registry", f"ttl {ttl:g} s is not within 1 and {MAX_TTL:g}")
-    for what, name in (
-        ("service", instance.service),
-        ("version", instance.version),
-        ("namespace", instance.namespace),
-        ("node.id", instance.node.id),
-    ):
-        if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
-            raise BadRequest(
-                "registry",
-                f"{what} {name[:80]!r}: letters, digits, '.', '_' and '-', at most {MAX_NAME}",
-            )
-    if not instance.node.addresses:
-        raise BadRequest("registry", "node.addresses is empty: nobody could call it")
-    for address in instance.node.addresses:
-        if not address.startswith(("unix:/", "tcp:")) or len(address) > 300:
-            raise BadRequest("registry", f"node.addresses: {address[:80]!r} is no wire address")
-    if len(instance.endpoints) > MAX_ENDPOINTS:
-        raise TooLarge("registry", f"over {MAX_ENDPOINTS} endpoints in one service")
-    if not 0 <= instance.node.weight <= 1_000_000:
-        raise BadRequest("registry", f"node.weight {instance.node.weight} is not in 0..1000000")
-    for metadata in (instance.metadata, instance.node.metadata):
-        size = sum(len(k) + len(v) for k, v in metadata.items())
-        if len(metadata) > MAX_METADATA or size > MAX_METADATA_BYTES:
-            raise TooLarge(
-                "registry", f"metadata over {MAX_METADATA} entries or {MAX_METADATA_BYTES} bytes"
-            )
+    return services

@@ -4,8 +4,8 @@ truth.
 A :class:`Table` is an immutable-by-convention snapshot of routes and endpoints that a door, the
 SDK client or a platform actor keeps up to date from a stream of :class:`Delta` (the first one is
 full). ``table.py`` holds the table and its deltas, ``choose.py`` decides among routes (filters,
-weights, power of two choices), ``derive.py`` follows a registry and produces deltas, ``keep.py``
-keeps the last good table in a file.
+weights, power of two choices), ``derive.py`` follows a registry and produces deltas, ``parts.py``
+cuts large ones, ``keep.py`` keeps the last good table in a file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ __all__ = ["Delta", "Entry", "Filter", "Route"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One way to reach one node of a service. ``id`` is the node's id for derived routes.
-    ``addresses`` in order of preference; ``metric`` lower is nearer (1 = local)."""
+    """One way to reach one node of a service. ``id`` is the node's id for derived routes, unique
+    in its namespace. ``addresses`` in order of preference; ``metric`` lower is nearer (1 = local).
+    """
 
     id: str
     namespace: str
@@ -51,19 +52,21 @@ class Entry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """A change of the table. ``full`` replaces everything. ``revision`` is the table's after it,
-    within ``epoch`` (one life of one router). ``gone`` are route ids; ``gone_entries`` are
-    (namespace, service, version). ``stale`` is true while the registry cannot be reached.
-    ``at`` is the wall clock time (seconds) of the change at its source, for measuring."""
+    within ``epoch`` (one life of one router). ``gone`` are (namespace, route id); ``gone_entries``
+    are (namespace, service, version). ``stale`` is true while the registry cannot be reached.
+    ``at`` is the wall clock time (seconds) of the change at its source, for measuring. ``more``
+    says that this is a part: the delta goes on in the next one, and counts once it is whole."""
 
     epoch: str
     revision: int
     full: bool = False
     routes: tuple[Route, ...] = ()
-    gone: tuple[str, ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()
     entries: tuple[Entry, ...] = ()
     gone_entries: tuple[tuple[str, str, str], ...] = ()
     stale: bool = False
     at: float = 0.0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,4 +78,5 @@ class Filter:
     protocol: str = ""
     network: str = ""
     link: str = ""
+    host: str = ""
     node: str = ""

@@ -2,11 +2,13 @@
 
 Two routes are drawn with a probability proportional to their weight; the one with fewer calls in
 flight per weight wins (Mitzenmacher, "The power of two choices in randomized load balancing",
-IEEE TPDS 2001).
+IEEE TPDS 2001). They are two different ones: with two nodes a busy one is then never taken while
+the other is idle.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -23,38 +25,21 @@ def weigh(routes: Sequence[Route]) -> list[int]:
     return list(accumulate(weights)) if any(weights) else list(accumulate(1 for _ in routes))
 
 
-def choose(
-    routes: Sequence[Route],
-    in_flight: Callable[[Route], float],
-    random: Random,
-    cumulative: Sequence[int] | None = None,
-) -> Route:
-    """One of ``routes`` (at least one). ``random`` gives numbers in [0, 1)."""
-    count = len(routes)
-    if count == 1:
-        return routes[0]
-    if cumulative is None:
-        cumulative = weigh(routes)
-    first = _draw(cumulative, random)
-    second = _draw(cumulative, random)
-    if first == second:
-        return routes[first]
-    a, b = routes[first], routes[second]
-    left = in_flight(a) * (b.weight or 1)
-    right = in_flight(b) * (a.weight or 1)
-    return b if right < left else a
-
-
-def _draw(cumulative: Sequence[int], random: Random) -> int:
+def choose(cumulative: Sequence[int], load: Callable[[int], float], random: Random) -> int:
+    """The index of one of some routes (at least one). ``cumulative`` is what :func:`weigh` made of
+    them, ``load`` gives the calls in flight of the route at an index, ``random`` numbers in
+    [0, 1)."""
+    last = len(cumulative) - 1
+    if not last:
+        return 0
     total = cumulative[-1]
-    if total == cumulative[0] * len(cumulative):  # all alike, the common case
-        return int(random() * len(cumulative))
-    point = random() * total
-    low, high = 0, len(cumulative) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if cumulative[middle] > point:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    first = bisect_right(cumulative, random() * total, 0, last)
+    before = cumulative[first - 1] if first else 0
+    weight = cumulative[first] - before
+    rest = total - weight
+    if not rest:
+        return first  # all others have weight 0
+    point = random() * rest
+    second = bisect_right(cumulative, point if point < before else point + weight, 0, last)
+    other = cumulative[second] - (cumulative[second - 1] if second else 0)
+    return second if load(second) * weight < load(first) * other else first

@@ -1,8 +1,8 @@
 """The router: follows a registry, derives routes, hands out a full table and then deltas.
 
-When the registry is out of reach the last good table goes on being served, marked stale. A registry
-that starts anew (another epoch) is empty at first: routes it does not confirm within ``grace``
-seconds go, not before.
+When the registry is out of reach the last good table goes on being served, marked stale, and
+nothing is taken from it. A registry that starts anew (another epoch) is empty at first: routes it
+does not confirm within ``grace`` seconds go, not before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import logging
 import os
 import random
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 from micro_ray.errors import MicroError
@@ -34,6 +34,12 @@ QUEUE = 1_000
 LINGER = 10.0
 #: Seconds between attempts to reach the registry: first, and at most.
 BACKOFF = (0.02, 0.5)
+#: Seconds between looks for what has been in doubt, or empty, for too long.
+PRUNE = 0.5
+
+#: A node: its namespace and id. A group: namespace, service and version.
+Key = tuple[str, str]
+Group = tuple[str, str, str]
 
 
 class _Watcher:
@@ -52,21 +58,31 @@ class _Watcher:
 
 
 class Router:
-    """``async with`` starts following. ``keep`` is the file of the last good table."""
+    """``async with`` starts following. ``keep`` is the file of the last good table; ``clock`` gives
+    seconds that only grow. ``followed`` is set once a registry has answered."""
 
     def __init__(
-        self, registry: Registry, *, keep: Path | None = None, grace: float = 30.0
+        self,
+        registry: Registry,
+        *,
+        keep: Path | None = None,
+        grace: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.table = Table()
         self._registry = registry
         self._keeper = Keeper(keep) if keep is not None else None
         self._grace = grace
+        self._clock = clock
         self._epoch = os.urandom(8).hex()
         self._revision = 0
         self._registry_epoch = ""
-        self._instances: dict[tuple[str, str], Instance] = {}
-        self._doubtful: dict[tuple[str, str], float] = {}
-        self._empty: dict[tuple[str, str, str], float] = {}
+        self._instances: dict[Key, Instance] = {}
+        #: How many nodes each group has, and until when one that has none stays known.
+        self._nodes: Counter[Group] = Counter()
+        self._empty: dict[Group, float] = {}
+        #: Nodes that this life of the registry has not confirmed, and until when they may.
+        self._doubtful: dict[Key, float] = {}
         self._watchers: set[_Watcher] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.followed = asyncio.Event()
@@ -124,20 +140,21 @@ class Router:
                         self._change(change)
             except MicroError as error:
                 log.info("the registry is out of reach: %s", error)
+            except Exception:
+                log.exception("the registry cannot be followed")
             if not self.table.stale:
                 self._emit(self._delta(stale=True))
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, BACKOFF[1])
 
     def _take_over(self, kept: Delta) -> None:
-        """Start from the kept table: all of it is in doubt until the registry confirms it."""
-        until = time.monotonic() + self._grace
+        """Start from the kept table: all of it is in doubt once a registry has answered."""
         endpoints = {(e.namespace, e.service, e.version): e for e in kept.entries}
         for route in kept.routes:
-            key = (route.namespace, route.id)
             entry = endpoints.get((route.namespace, route.service, route.version))
-            self._instances[key] = _instance(route, entry)
-            self._doubtful[key] = until
+            self._put((route.namespace, route.id), _instance(route, entry))
+        until = self._clock() + LINGER
+        self._empty = {group: until for group in endpoints if not self._nodes[group]}
         self._emit(
             Delta(
                 epoch=self._epoch,
@@ -155,22 +172,22 @@ class Router:
         new_life = snapshot.epoch != self._registry_epoch
         self._registry_epoch = snapshot.epoch
         have = {(i.namespace, i.node.id): i for i in snapshot.instances}
-        taken = {a for i in snapshot.instances for a in i.node.addresses}
-        until = time.monotonic() + self._grace
+        taken = {place for i in snapshot.instances for place in _places(i)}
+        until = self._clock() + self._grace
         gone = []
         for key, instance in list(self._instances.items()):
             if key in have:
                 continue
-            if new_life and not taken.intersection(instance.node.addresses):
-                self._doubtful.setdefault(key, until)
-            else:
-                gone.append(instance)
-                self._forget(key)
-        fresh = [i for key, i in have.items() if self._instances.get(key) != i]
-        self._instances.update(have)
+            if not (new_life or key in self._doubtful) or not taken.isdisjoint(_places(instance)):
+                gone.append(self._drop(key))
+            elif new_life:
+                self._doubtful[key] = until
+        fresh = [(key, i) for key, i in have.items() if self._instances.get(key) != i]
+        for key, instance in fresh:
+            self._put(key, instance)
         for key in have:
             self._doubtful.pop(key, None)
-        self._emit(self._delta(put=fresh, gone=gone))
+        self._emit(self._delta(put=[i for _, i in fresh], gone=gone))
 
     def _change(self, change: Change) -> None:
         instance = change.instance
@@ -178,57 +195,70 @@ class Router:
         self._doubtful.pop(key, None)
         if change.action is Action.PUT:
             # A node that took over another's address took its place.
-            old = [
-                other
-                for other in self._doubtful
-                if set(self._instances[other].node.addresses) & set(instance.node.addresses)
-            ]
-            gone = [self._instances[other] for other in old]
-            for other in old:
-                self._forget(other)
-            self._instances[key] = instance
+            places = set(_places(instance))
+            old = [k for k in self._doubtful if not places.isdisjoint(_places(self._instances[k]))]
+            gone = [self._drop(each) for each in old]
+            self._put(key, instance)
             self._emit(self._delta(put=[instance], gone=gone))
         elif key in self._instances:
-            self._forget(key)
-            self._emit(self._delta(gone=[instance]))
+            self._emit(self._delta(gone=[self._drop(key)]))
 
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._instances.pop(key, None)
+    # -- what there is ---------------------------------------------------------------------------
+
+    def _put(self, key: Key, instance: Instance) -> None:
+        if key in self._instances:
+            self._drop(key)
+        self._instances[key] = instance
+        group = _group(instance)
+        self._nodes[group] += 1
+        self._empty.pop(group, None)
+
+    def _drop(self, key: Key) -> Instance:
+        instance = self._instances.pop(key)
         self._doubtful.pop(key, None)
+        group = _group(instance)
+        self._nodes[group] -= 1
+        if not self._nodes[group]:
+            del self._nodes[group]
+            self._empty[group] = self._clock() + LINGER
+        return instance
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE)
+            self.prune()
+
+    def prune(self) -> None:
+        """Take out what has been in doubt, or known without a node, for too long; runs twice a
+        second. Nothing goes while the registry is out of reach: it could confirm nothing."""
+        if self.table.stale:
+            return
+        now = self._clock()
+        late = [key for key, until in self._doubtful.items() if until <= now]
+        gone = [self._drop(key) for key in late]
+        empty = tuple(group for group, until in self._empty.items() if until <= now)
+        for group in empty:
+            del self._empty[group]
+        if gone or empty:
+            self._emit(self._delta(gone=gone, gone_entries=empty))
 
     # -- deltas ----------------------------------------------------------------------------------
 
     def _delta(
         self,
         *,
-        put: list[Instance] | None = None,
-        gone: list[Instance] | None = None,
-        gone_entries: tuple[tuple[str, str, str], ...] = (),
+        put: Sequence[Instance] = (),
+        gone: Sequence[Instance] = (),
+        gone_entries: tuple[Group, ...] = (),
         stale: bool = False,
     ) -> Delta:
         self._revision += 1
-        entries = {}
-        for instance in put or ():
-            key = (instance.namespace, instance.service, instance.version)
-            self._empty.pop(key, None)
-            entries[key] = Entry(
-                namespace=instance.namespace,
-                service=instance.service,
-                version=instance.version,
-                endpoints=instance.endpoints,
-                metadata=instance.metadata,
-            )
-        alive = {(i.namespace, i.service, i.version) for i in self._instances.values()}
-        for instance in gone or ():
-            key = (instance.namespace, instance.service, instance.version)
-            if key not in alive:
-                self._empty[key] = time.monotonic() + LINGER
         return Delta(
             epoch=self._epoch,
             revision=self._revision,
-            routes=tuple(_route(i) for i in put or ()),
-            gone=tuple(i.node.id for i in gone or ()),
-            entries=tuple(entries.values()),
+            routes=tuple(_route(i) for i in put),
+            gone=tuple((i.namespace, i.node.id) for i in gone),
+            entries=tuple({_group(i): _entry(i) for i in put}.values()),
             gone_entries=gone_entries,
             stale=stale,
             at=time.time(),
@@ -239,21 +269,26 @@ class Router:
         for watcher in self._watchers:
             watcher.push(delta)
         if self._keeper is not None and not delta.stale:
-            self._keeper.keep(self.table.full())
+            self._keeper.keep(self.table.full)
 
-    async def _prune(self) -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            now = time.monotonic()
-            late = [key for key, until in self._doubtful.items() if until <= now]
-            gone = [self._instances[key] for key in late]
-            for key in late:
-                self._forget(key)
-            empty = tuple(key for key, until in self._empty.items() if until <= now)
-            for name in empty:
-                del self._empty[name]
-            if gone or empty:
-                self._emit(self._delta(gone=gone, gone_entries=empty, stale=self.table.stale))
+
+def _group(instance: Instance) -> Group:
+    return (instance.namespace, instance.service, instance.version)
+
+
+def _places(instance: Instance) -> Iterator[tuple[str, str]]:
+    """Where a node listens: an address means the same on its own machine only."""
+    return ((instance.node.host, address) for address in instance.node.addresses)
+
+
+def _entry(instance: Instance) -> Entry:
+    return Entry(
+        namespace=instance.namespace,
+        service=instance.service,
+        version=instance.version,
+        endpoints=instance.endpoints,
+        metadata=instance.metadata,
+    )
 
 
 def _route(instance: Instance) -> Route:

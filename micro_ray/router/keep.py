@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,11 +22,12 @@ DEBOUNCE = 0.2
 
 
 class Keeper:
-    """Writes the newest table it was given, at most every ``DEBOUNCE`` seconds, by rename."""
+    """Writes the table when it has changed, at most every ``DEBOUNCE`` seconds, by rename: a reader
+    finds the one before or this one, whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._latest: Delta | None = None
+        self._latest: Callable[[], Delta] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def load(self) -> Delta | None:
@@ -38,7 +40,8 @@ class Keeper:
             log.warning("the kept route table %s is of no use: %s", self._path, error)
             return None
 
-    def keep(self, full: Delta) -> None:
+    def keep(self, full: Callable[[], Delta]) -> None:
+        """Write what ``full`` gives when its time has come."""
         self._latest = full
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write_soon())
@@ -47,7 +50,7 @@ class Keeper:
         while self._latest is not None:
             await asyncio.sleep(DEBOUNCE)
             latest, self._latest = self._latest, None
-            await asyncio.to_thread(self._write, latest)
+            await asyncio.to_thread(self._write, latest())
 
     def _write(self, full: Delta) -> None:
         temporary = self._path.with_suffix(".new")
@@ -58,5 +61,6 @@ class Keeper:
             log.warning("the route table cannot be kept in %s: %s", self._path, error)
 
     async def close(self) -> None:
+        """Write what has not been written yet."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)

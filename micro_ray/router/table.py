@@ -4,13 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from micro_ray.router import Delta, Entry, Filter, Route
 
 __all__ = ["Table", "accepts"]
 
 _ANY = Filter()
+#: Names that are compared, and characters of a name, to say what is near.
+NEAR, NEAR_NAME = 2_000, 80
+
+Name = tuple[str, str]
+V = TypeVar("V", Route, Entry)
+
+
+class _Shelf(Generic[V]):
+    """Values by their key, and by namespace and service in lower case. A change costs what the
+    services it touches have, not what the table has."""
+
+    def __init__(self, order: Callable[[V], Any]) -> None:
+        self.values: dict[tuple[str, ...], V] = {}
+        self.named: dict[Name, tuple[V, ...]] = {}
+        self._order: Callable[[V], Any] = order
+        self._members: dict[Name, dict[tuple[str, ...], V]] = {}
+        self._touched: set[Name] = set()
+
+    def put(self, key: tuple[str, ...], value: V) -> None:
+        self.drop(key)
+        name = (value.namespace, value.service.lower())
+        self.values[key] = value
+        self._members.setdefault(name, {})[key] = value
+        self._touched.add(name)
+
+    def drop(self, key: tuple[str, ...]) -> None:
+        old = self.values.pop(key, None)
+        if old is not None:
+            name = (old.namespace, old.service.lower())
+            del self._members[name][key]
+            self._touched.add(name)
+
+    def clear(self) -> None:
+        self.values.clear()
+        self._members.clear()
+        self._touched.update(self.named)
+
+    def settle(self) -> None:
+        """Make ``named`` anew where something has changed. What was handed out stays as it was."""
+        for name in self._touched:
+            members = self._members.get(name)
+            if members:
+                self.named[name] = tuple(sorted(members.values(), key=self._order))
+            else:
+                self._members.pop(name, None)
+                self.named.pop(name, None)
+        self._touched.clear()
 
 
 class Table:
@@ -18,6 +67,7 @@ class Table:
 
     ``revision`` and ``epoch`` are those of the last delta; ``version`` grows with every change and
     is what caches compare. ``stale`` says that the source of the table cannot be reached now.
+    ``size`` is the number of routes.
     """
 
     def __init__(self) -> None:
@@ -26,52 +76,43 @@ class Table:
         self.version = 0
         self.stale = False
         self.at = 0.0
-        self._routes: dict[str, Route] = {}
-        self._entries: dict[tuple[str, str, str], Entry] = {}
-        self._by_service: dict[tuple[str, str], list[Route]] = {}
-        self._names: dict[tuple[str, str], str] = {}
-        self._entries_by_service: dict[tuple[str, str], list[Entry]] = {}
+        self._routes: _Shelf[Route] = _Shelf(lambda route: (route.metric, route.id))
+        self._entries: _Shelf[Entry] = _Shelf(lambda entry: entry.version)
         self._changed = asyncio.Event()
 
+    @property
+    def size(self) -> int:
+        return len(self._routes.values)
+
     def apply(self, delta: Delta) -> bool:
-        """Take a delta over. False when it does not follow this table's revision (another epoch,
-        or a gap): the holder must ask for a full one."""
+        """Take a delta over. False, and nothing changed, when it does not follow this table's
+        revision (another epoch, or a gap): the holder must ask for a full one."""
+        routes, entries = self._routes, self._entries
         if delta.full:
-            self._routes.clear()
-            self._entries.clear()
+            routes.clear()
+            entries.clear()
         elif delta.epoch != self.epoch or delta.revision != self.revision + 1:
             return False
         for gone in delta.gone:
-            self._routes.pop(gone, None)
+            routes.drop(gone)
         for route in delta.routes:
-            self._routes[route.id] = route
+            routes.put((route.namespace, route.id), route)
         for key in delta.gone_entries:
-            self._entries.pop(key, None)
+            entries.drop(key)
         for entry in delta.entries:
-            self._entries[entry.namespace, entry.service, entry.version] = entry
+            entries.put((entry.namespace, entry.service, entry.version), entry)
+        routes.settle()
+        entries.settle()
         self.epoch, self.revision = delta.epoch, delta.revision
         self.stale, self.at = delta.stale, delta.at
-        self._index(delta)
+        self.version += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
         return True
 
     def mark_stale(self) -> None:
         """The source is out of reach; what is here goes on being used."""
         self.stale = True
-
-    def _index(self, delta: Delta) -> None:
-        routes: dict[tuple[str, str], list[Route]] = {}
-        entries: dict[tuple[str, str], list[Entry]] = {}
-        names: dict[tuple[str, str], str] = {}
-        for route in self._routes.values():
-            routes.setdefault((route.namespace, route.service.lower()), []).append(route)
-        for entry in self._entries.values():
-            key = (entry.namespace, entry.service.lower())
-            entries.setdefault(key, []).append(entry)
-            names[key] = entry.service
-        self._by_service, self._entries_by_service, self._names = routes, entries, names
-        self.version += 1
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
 
     async def changed(self) -> None:
         """Wait for the next change."""
@@ -80,32 +121,38 @@ class Table:
     def lookup(self, namespace: str, service: str, filter: Filter = _ANY) -> Sequence[Route]:
         """The routes of a service that a filter accepts, nearest metric first; empty when there
         are none."""
-        routes = self._by_service.get((namespace, service.lower()), ())
+        routes = self._routes.named.get((namespace, service.lower()), ())
         if filter is _ANY or filter == _ANY:
             return routes
         return [route for route in routes if accepts(filter, route)]
 
     def routes(self, namespace: str = "*") -> list[Route]:
         """All routes, sorted by service and id."""
-        rows = [r for r in self._routes.values() if namespace in ("*", r.namespace)]
+        rows = [r for r in self._routes.values.values() if namespace in ("*", r.namespace)]
         return sorted(rows, key=lambda r: (r.namespace, r.service, r.version, r.id))
 
-    def has(self, route: str) -> bool:
+    def has(self, namespace: str, route: str) -> bool:
         """Whether a route of this id is in the table."""
-        return route in self._routes
+        return (namespace, route) in self._routes.values
 
     def known(self, namespace: str, service: str) -> bool:
-        return (namespace, service.lower()) in self._names
+        """Whether callers may know a service, also one that has no node just now."""
+        return (namespace, service.lower()) in self._entries.named
+
+    def versions(self, namespace: str, service: str) -> list[str]:
+        """The versions of a service that callers may know, sorted."""
+        return [e.version for e in self._entries.named.get((namespace, service.lower()), ())]
 
     def entry(self, namespace: str, service: str, version: str = "") -> Entry | None:
         """The entry of a version, or of the one with most endpoints when none is named."""
-        rows = self._entries_by_service.get((namespace, service.lower()), ())
+        rows: Sequence[Entry] = self._entries.named.get((namespace, service.lower()), ())
         if version:
             rows = [row for row in rows if row.version == version]
         return max(rows, key=lambda row: (len(row.endpoints), row.version), default=None)
 
     def entries(self, namespace: str = "*") -> list[Entry]:
-        rows = [e for e in self._entries.values() if namespace in ("*", e.namespace)]
+        """All entries, sorted by service and version."""
+        rows = [e for e in self._entries.values.values() if namespace in ("*", e.namespace)]
         return sorted(rows, key=lambda e: (e.namespace, e.service, e.version))
 
     def services(self, namespace: str) -> list[str]:
@@ -114,8 +161,8 @@ class Table:
 
     def near(self, namespace: str, service: str) -> list[str]:
         """Names that a caller may have meant."""
-        names = {name.lower(): name for name in self.services(namespace)}
-        close = difflib.get_close_matches(service.lower(), names, n=3, cutoff=0.5)
+        names = {name.lower(): name for name in islice(self.services(namespace), NEAR)}
+        close = difflib.get_close_matches(service[:NEAR_NAME].lower(), names, n=3, cutoff=0.5)
         return [names[name] for name in close]
 
     def full(self) -> Delta:
@@ -124,8 +171,8 @@ class Table:
             epoch=self.epoch,
             revision=self.revision,
             full=True,
-            routes=tuple(self._routes.values()),
-            entries=tuple(self._entries.values()),
+            routes=tuple(self._routes.values.values()),
+            entries=tuple(self._entries.values.values()),
             stale=self.stale,
             at=self.at,
         )
@@ -140,6 +187,7 @@ def accepts(filter: Filter, route: Route) -> bool:
             (filter.protocol, route.protocol),
             (filter.network, route.network),
             (filter.link, route.link),
+            (filter.host, route.host),
             (filter.node, route.id),
         )
     ) and (filter.address in ("", "*") or filter.address in route.addresses)

@@ -8,9 +8,10 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from micro_ray.errors import BadRequest, MicroError
+from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, TooLarge, Unavailable
 from micro_ray.network import Dialer, Stream
 from micro_ray.registry import DEFAULT_TTL, Change, Instance, Registry, Service, Snapshot
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
@@ -20,7 +21,14 @@ __all__ = ["Attachment", "RemoteRegistry", "endpoints"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+#: Seconds between attempts to register: first, and at most.
 BACKOFF = (0.02, 1.0)
+#: Bytes of a snapshot's instances that go in one message. A registration may have as many.
+PAGE = 2**20
+#: Seconds that a whole snapshot may take.
+SNAPSHOT = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,25 +55,31 @@ class _Face:
         self._holders: dict[tuple[str, str], object] = {}
 
     async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
-        """Register a node for as long as this stream lasts; empty messages renew."""
+        """Register a node for as long as this stream lasts; empty messages renew, another
+        instance of the same node replaces what was registered."""
         mine, holder = None, object()
         ttl = DEFAULT_TTL
+        key = ("", "")
         try:
             async for message in messages:
-                if message.instance is not None:
-                    mine, ttl = message.instance, message.ttl
-                    await self._registry.register(mine, ttl=ttl)
-                    self._holders[mine.namespace, mine.node.id] = holder
-                elif mine is None:
+                given = message.instance
+                if given is None and mine is None:
                     raise BadRequest("registry", "the first message must have an instance")
-                else:
+                if given is not None:
+                    if mine is not None and key != (given.namespace, given.node.id):
+                        raise BadRequest("registry", f"this stream is of the node {key[1]}")
+                    await self._registry.register(given, ttl=message.ttl)
+                    mine, ttl = given, message.ttl
+                    key = (mine.namespace, mine.node.id)
+                    self._holders[key] = holder
+                elif mine is not None:
+                    # Not a mere renewal: the lease may have ended while the node was silent.
                     await self._registry.register(mine, ttl=ttl)
-                yield Attached(node=mine.node.id)
+                yield Attached(node=key[1])
         finally:
-            if mine is not None:
-                key = (mine.namespace, mine.node.id)
-                if self._holders.get(key) is holder:
-                    del self._holders[key]
+            if self._holders.get(key) is holder:
+                del self._holders[key]
+                with contextlib.suppress(Unavailable):
                     await self._registry.deregister(*key)
 
     async def register(self, instance: Instance, ttl: float = DEFAULT_TTL) -> None:
@@ -88,9 +102,19 @@ class _Face:
         """Every service of the namespace."""
         return await self._registry.list(namespace)
 
-    async def snapshot(self) -> Snapshot:
-        """Everything, with the revision to watch from."""
-        return await self._registry.snapshot()
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Everything, with the revision to watch from: one snapshot in pages."""
+        whole = await self._registry.snapshot()
+        page: list[Instance] = []
+        room = PAGE
+        for instance in whole.instances:
+            size = len(encode(instance))
+            if size > room and page:
+                yield replace(whole, instances=tuple(page))
+                page, room = [], PAGE
+            page.append(instance)
+            room -= size
+        yield replace(whole, instances=tuple(page))
 
     async def watch(self, epoch: str, revision: int) -> AsyncIterator[Change]:
         """Changes after a revision."""
@@ -114,45 +138,70 @@ class RemoteRegistry(Registry):
 
     def __init__(self, dialer: Dialer, addresses: Sequence[str]) -> None:
         self._direct = Direct(dialer, addresses, "registry")
+        self._closed = False
+
+    async def _call(self, verb: str, request: Any, kind: type[T]) -> T:
+        self._check_open()
+        return await self._direct.call(f"Registry.{verb}", request, kind)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("registry", "this way to the registry is closed")
 
     async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
-        request = {"instance": instance, "ttl": ttl}
-        await self._direct.call("Registry.Register", request, object)
+        await self._call("Register", {"instance": instance, "ttl": ttl}, object)
 
     async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
-        request = {"nodes": list(node_ids), "namespace": namespace}
-        return await self._direct.call("Registry.Renew", request, list[str])
+        request = {"nodes": [*node_ids], "namespace": namespace}
+        return await self._call("Renew", request, list[str])
 
     async def deregister(self, namespace: str, node_id: str) -> None:
-        request = {"node": node_id, "namespace": namespace}
-        await self._direct.call("Registry.Deregister", request, object)
+        await self._call("Deregister", {"node": node_id, "namespace": namespace}, object)
 
     async def get(self, namespace: str, service: str) -> list[Service]:
         request = {"service": service, "namespace": namespace}
-        return await self._direct.call("Registry.GetService", request, list[Service])
+        return await self._call("GetService", request, list[Service])
 
     async def list(self, namespace: str) -> list[Service]:
-        request = {"namespace": namespace}
-        return await self._direct.call("Registry.ListServices", request, list[Service])
+        return await self._call("ListServices", {"namespace": namespace}, list[Service])
 
     async def snapshot(self) -> Snapshot:
-        return await self._direct.call("Registry.Snapshot", {}, Snapshot)
+        self._check_open()
+        try:
+            async with (
+                asyncio.timeout(SNAPSHOT),
+                await self._direct.open("Registry.Snapshot") as stream,
+            ):
+                await stream.send(encode({}))
+                await stream.end()
+                pages = [decode(page, Snapshot, "registry") async for page in stream]
+        except TimeoutError:
+            raise Unavailable("registry", f"no snapshot within {SNAPSHOT:g} s") from None
+        if not pages:
+            raise BadGateway("registry", "an answer without a snapshot")
+        return replace(pages[0], instances=tuple(i for page in pages for i in page.instances))
 
     async def watch(self, *, epoch: str, revision: int) -> AsyncIterator[Change]:
-        async with await self._direct.open("Registry.Watch") as stream:
-            await stream.send(encode({"epoch": epoch, "revision": revision}))
-            await stream.end()
-            while (message := await stream.receive()) is not None:
-                yield decode(message, Change, "registry")
+        self._check_open()
+        try:
+            async with await self._direct.open("Registry.Watch") as stream:
+                await stream.send(encode({"epoch": epoch, "revision": revision}))
+                await stream.end()
+                async for message in stream:
+                    yield decode(message, Change, "registry")
+        except Cancelled:
+            if not self._closed:
+                raise
 
     async def close(self) -> None:
+        self._closed = True
         await self._direct.close()
 
 
 class Attachment:
     """An ``async with`` that keeps a node registered at the first registry that answers, and again
     whenever the stream breaks (the registry restarted, the line was cut). ``ready`` is set while it
-    is registered."""
+    is registered; ``settled`` once the registry has taken or refused it."""
 
     def __init__(
         self,
@@ -192,31 +241,43 @@ class Attachment:
         while True:
             try:
                 async with await self._direct.open("Registry.Attach") as stream:
+                    await self._begin(stream)
                     pause = BACKOFF[0]
                     await self._hold(stream)
+                log.info("the registry ended the registration; registering again")
+            except (BadRequest, TooLarge) as error:
+                if self.refused is None:
+                    log.error("the registry refuses %s: %s", self._instance.node.id, error)
+                self.refused = error
+                self.settled.set()
             except (MicroError, TimeoutError) as error:
                 log.info("not registered: %s", error)
-                if isinstance(error, BadRequest):
-                    self.refused = error
-                    self.settled.set()
-                    return
+            except Exception:
+                log.exception("not registered")
             finally:
                 self.ready.clear()
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, BACKOFF[1])
 
-    async def _hold(self, stream: Stream) -> None:
+    async def _begin(self, stream: Stream) -> None:
         await stream.send(encode(Attach(instance=self._instance, ttl=self._ttl)))
-        if await stream.receive() is None:
-            return
+        await self._answer(stream)
+        self.refused = None
         self.ready.set()
         self.settled.set()
+
+    async def _hold(self, stream: Stream) -> None:
+        """Renew until the stream ends."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ttl / 3):
                     await stream.receive()  # nothing is due: this ends when the stream breaks
                     return
             await stream.send(encode(Attach()))
-            async with asyncio.timeout(self._ttl):
-                if await stream.receive() is None:
-                    return
+            await self._answer(stream)
+
+    async def _answer(self, stream: Stream) -> None:
+        """The answer to one message. Raises TimeoutError for a registry that is silent."""
+        async with asyncio.timeout(self._ttl):
+            if await stream.receive() is None:
+                raise Unavailable("registry", "the registry ended the registration")

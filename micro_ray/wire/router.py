@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +12,7 @@ from micro_ray.errors import MicroError
 from micro_ray.network import Dialer
 from micro_ray.router import Delta, Entry, Filter, Route
 from micro_ray.router.derive import Router
+from micro_ray.router.parts import join, split
 from micro_ray.router.table import Table
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Direct, decode, encode
@@ -31,11 +33,22 @@ def endpoints(router: Router) -> Endpoints:
         namespace: str = "micro",
         version: str = "",
         address: str = "",
+        protocol: str = "",
         network: str = "",
         link: str = "",
+        host: str = "",
+        node: str = "",
     ) -> list[Route]:
         """The routes of a service."""
-        filter = Filter(version=version, address=address, network=network, link=link)
+        filter = Filter(
+            version=version,
+            address=address,
+            protocol=protocol,
+            network=network,
+            link=link,
+            host=host,
+            node=node,
+        )
         return list(router.table.lookup(namespace, service, filter))
 
     async def read(service: str = "", namespace: str = "micro") -> list[Route]:
@@ -48,9 +61,11 @@ def endpoints(router: Router) -> Endpoints:
         return router.table.entries(namespace)
 
     async def watch() -> AsyncIterator[Delta]:
-        """The full table, then its changes."""
-        async for delta in router.watch():
-            yield delta
+        """The full table, then its changes; large ones in parts."""
+        async with contextlib.aclosing(router.watch()) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                for part in split(delta):
+                    yield part
 
     face = Endpoints("router")
     face.add("Router.Lookup", lookup)
@@ -107,15 +122,16 @@ class Follower:
         async with await direct.open("Router.Watch") as stream:
             await stream.send(encode({}))
             await stream.end()
-            while (message := await stream.receive()) is not None:
-                delta = decode(message, Delta, "router")
-                if delta.full and delta.stale and self._table.version and self._worse(delta):
+            parts: list[Delta] = []
+            async for message in stream:
+                parts.append(decode(message, Delta, "router"))
+                if parts[-1].more:
+                    continue
+                delta, parts = join(parts), []
+                if delta.full and delta.stale and len(delta.routes) < self._table.size:
                     # A router that has just started knows less than this table does.
                     continue
                 if not self._table.apply(delta):
                     return  # not ours to follow: connect again for a full table
                 if not delta.stale:
                     self.ready.set()
-
-    def _worse(self, delta: Delta) -> bool:
-        return len(delta.routes) < len(self._table.routes())

@@ -1,0 +1,66 @@
+"""A delta in messages: a full table may be larger than a message may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from micro_ray.router import Delta
+
+__all__ = ["join", "split"]
+
+#: Bytes of a part, as they are encoded. One entry may have as many, and goes alone then.
+PART = 2**20
+#: Deltas of no more routes and entries than these are passed on unmeasured.
+FEW_ROUTES, FEW_ENTRIES = 100, 4
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def split(delta: Delta) -> Iterator[Delta]:
+    """The delta, in parts where it is large; all but the last say ``more``."""
+    if (
+        len(delta.routes) + len(delta.gone) + len(delta.gone_entries) <= FEW_ROUTES
+        and len(delta.entries) <= FEW_ENTRIES
+    ):
+        yield delta
+        return
+    names = ("gone", "routes", "gone_entries", "entries")
+    bare = replace(delta, gone=(), routes=(), gone_entries=(), entries=(), more=True)
+    part: dict[str, list[Any]] = {name: [] for name in names}
+    room = PART
+    for name in names:
+        for item in getattr(delta, name):
+            size = len(_encode(item))
+            if size > room and room < PART:
+                yield _part(bare, part)
+                part, room = {each: [] for each in names}, PART
+            part[name].append(item)
+            room -= size
+    yield replace(_part(bare, part), more=False)
+
+
+def _part(bare: Delta, part: dict[str, list[Any]]) -> Delta:
+    return replace(
+        bare,
+        gone=tuple(part["gone"]),
+        routes=tuple(part["routes"]),
+        gone_entries=tuple(part["gone_entries"]),
+        entries=tuple(part["entries"]),
+    )
+
+
+def join(parts: Sequence[Delta]) -> Delta:
+    """The delta whose parts these are, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[-1],
+        gone=tuple(gone for part in parts for gone in part.gone),
+        routes=tuple(route for part in parts for route in part.routes),
+        gone_entries=tuple(gone for part in parts for gone in part.gone_entries),
+        entries=tuple(entry for part in parts for entry in part.entries),
+    )
