@@ -29,6 +29,8 @@ __all__ = ["RayDriver", "Replica"]
 RAY_NAMESPACE = "micro"
 PREFIX = "replica:"
 ENTRY = "main.py"
+#: Seconds after which a replica that has no place yet is looked at.
+PLACE = 5.0
 
 
 class Replica:
@@ -97,6 +99,7 @@ class RayDriver(Driver):
         self._actors[replica.id] = actor
         boot = replace(self._boot, version=workload.version)
         try:
+            await self._placed(actor, workload)
             pid = await actor.start.remote(replica, workload, boot)
         except RayTaskError as error:
             await self._kill(replica)
@@ -109,6 +112,23 @@ class RayDriver(Driver):
             await self._kill(replica)
             raise
         return replace(replica, state=State.RUNNING, pid=pid, started=time.time())
+
+    async def _placed(self, actor: Any, workload: Workload) -> None:
+        """Wait for a place. Raises Unavailable when Ray has found none after a while and no node
+        that there is could give one; a cluster that grows has seen the demand by then."""
+        try:
+            async with asyncio.timeout(PLACE):
+                await actor.describe.remote()
+        except TimeoutError:
+            have = await asyncio.to_thread(ray.cluster_resources)
+            for name, asked in (
+                ("CPU", workload.cpu), ("GPU", workload.gpu), ("memory", workload.memory),
+            ):  # fmt: skip
+                if asked > have.get(name, 0):
+                    raise Unavailable(
+                        "runtime",
+                        f"{asked:g} {name} asked for; the cluster has {have.get(name, 0):g}",
+                    ) from None
 
     def _create(self, replica: ReplicaState, workload: Workload) -> Any:
         options: dict[str, Any] = {"num_cpus": workload.cpu}

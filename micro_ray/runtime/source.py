@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def _files(root: Path, patterns: list[str]) -> Iterator[Path]:
 def unpack(archive: bytes, target: Path) -> None:
     """Into a new folder, whole or not at all. Raises BadRequest for an archive that is none, or
     that has links, devices or names that lead out."""
-    fresh = target.with_name(f"{target.name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True, mode=0o700)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: replicas of one source start side by side.
+    fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".new", dir=target.parent))
     try:
         _extract(archive, fresh)
         try:
