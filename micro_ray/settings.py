@@ -3,17 +3,20 @@
 
 Order, later wins: the defaults here, ``micro.toml`` (``./micro.toml``, else
 ``<state>/micro.toml``, or the file named by ``MICRO_CONFIG``), environment variables
-``MICRO_<SECTION>_<FIELD>`` (``MICRO_API_PORT=9000``; ``MICRO_<FIELD>`` for the top level), and what
-the command line passes to :func:`load`.
+``MICRO_<SECTION>_<FIELD>`` (``MICRO_API_PORT=9000``; ``MICRO_<FIELD>`` for the top level; a blank
+one is as good as none), and what the command line passes to :func:`load`.
 """
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -38,10 +41,58 @@ __all__ = [
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
 MAX_SOCKET_PATH = 107
 
+#: What numbers may be, both ends included; others from 0 to :data:`LARGEST`.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "api.port": (0, 65_535),
+    "api.serve_port": (0, 65_535),
+    "api.replicas": (1, 1_000),
+    "api.max_body": (1, 2**40),
+    "api.max_headers": (1024, 2**24),
+    "api.timeout": (0.001, 30 * 86_400),
+    "api.max_in_flight": (1, 2**20),
+    "api.header_timeout": (0.001, 86_400),
+    "registry.ttl": (1, 3_600),
+    "store.max_value": (1, 2**30),
+    "store.max_key": (1, 65_536),
+    "network.timeout": (0.001, 30 * 86_400),
+    "network.dial_timeout": (0.001, 3_600),
+    "network.retry_budget": (0, 10),
+    "wire.max_frame": (1024, 2**30),
+    "wire.max_message": (1024, 2**31),
+    "wire.max_header": (1024, 2**16),
+    "wire.window": (1024, 2**31 - 1),
+    "wire.max_streams": (1, 2**20),
+    "wire.keepalive": (0.01, 3_600),
+    "pools.registry": (1, 64),
+    "pools.router": (1, 64),
+    "pools.network": (1, 64),
+    "pools.store": (1, 64),
+    "pools.runtime": (1, 64),
+    "runtime.max_source": (1, 2**40),
+    "runtime.max_replicas": (1, 100_000),
+    "runtime.start_timeout": (0.1, 86_400),
+    "runtime.drain_timeout": (0, 86_400),
+    "runtime.log_bytes": (4096, 2**40),
+}
+LARGEST = 2**53
+#: What words may be.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "runtime.driver": ("ray", "process"),
+    "ray.auth": ("token", "disabled"),
+}
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """The HTTP door. ``serve_port`` is Ray Serve's own HTTP route to the same app (0: none)."""
+    """The HTTP door. ``serve_port`` is Ray Serve's own HTTP route to the same app (0: none).
+
+    ``max_headers`` are bytes of a request's head, which has ``header_timeout`` seconds to arrive;
+    ``timeout`` bounds the body's arrival and a unary call. A client that takes nothing of its
+    answer for ``stall_timeout`` seconds is cut off; a silent event stream says so every
+    ``heartbeat`` seconds. ``cors_origins`` are the origins whose pages may call ("*": any).
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -51,12 +102,17 @@ class Api:
     max_headers: int = 64 * 2**10
     timeout: float = 30.0
     max_in_flight: int = 5000
+    max_connections: int = 10_000
     header_timeout: float = 10.0
+    stall_timeout: float = 60.0
+    heartbeat: float = 15.0
     cors_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
+    """``ttl``: seconds that a node is known without a sign of life."""
+
     url: str = "memory://"
     ttl: float = 30.0
 
@@ -72,6 +128,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
+    """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
+    ``retry_budget`` is the share of calls that may be tried again."""
+
     timeout: float = 30.0
     dial_timeout: float = 2.0
     retry_budget: float = 0.1
@@ -79,6 +138,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
+    """The limits of frames (docs/wire.md). Sizes in bytes, ``keepalive`` in seconds."""
+
     max_frame: int = 2**20
     max_message: int = 16 * 2**20
     max_header: int = 64 * 2**10
@@ -101,6 +162,9 @@ class Pools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
+    """``driver``: "ray" (actors) or "process", for workloads that do not say. ``max_source`` and
+    ``log_bytes`` are bytes of a source archive and of one replica's log."""
+
     driver: str = "ray"
     max_source: int = 64 * 2**20
     max_replicas: int = 100
@@ -122,13 +186,14 @@ class Ray:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
-    the sockets of what runs now and must be short (Unix socket paths end at 107 bytes). ``host``
+    the sockets of what runs now and must be short (Unix socket paths end at 107 bytes; default:
+    ``<state>/run``). ``host``
     names this machine (blank: its host name). ``anchor`` is the pid of the server process, whose
     end ends what it started (0: none)."""
 
     namespace: str = "micro"
-    state: Path = field(default_factory=lambda: Path.home() / ".micro" / "server")
-    run: Path = field(default_factory=lambda: Path("/"))
+    state: Path = Path("~/.micro/server")
+    run: Path = Path()
     host: str = ""
     anchor: int = 0
     api: Api = Api()
@@ -143,7 +208,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a process needs to join: where registries and routers listen, who and where it is."""
+    """What a process needs to join: where registries and routers listen, who and where it is,
+    how long it is known without a sign of life, and how it calls."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -152,6 +218,8 @@ class Bootstrap:
     run: Path
     instance: str = ""
     version: str = ""
+    ttl: float = 30.0
+    network: Network = Network()
 
 
 def load(
@@ -159,40 +227,69 @@ def load(
 ) -> Settings:
     """Read the settings. ``overrides`` are dotted names (``{"api.port": 9000}``).
 
-    Raises BadRequest that names the variable or the line for values that do not parse, and for
-    unknown names in ``micro.toml``.
+    Raises BadRequest that names the variable, or the file and the key, for values that cannot be,
+    for names in ``micro.toml`` that there are not, and for variables that begin like those of a
+    section (``MICRO_API_PROT``) and are none.
     """
     environ = os.environ if environ is None else environ
-    settings = _with_file(Settings(), environ)
-    settings = _with_environ(settings, environ)
-    for name, value in (overrides or {}).items():
-        settings = _set(settings, name.split("."), value, name)
-    if settings.run == Path("/"):
-        settings = replace(settings, run=settings.state / "run")
-    if not settings.host:
-        settings = replace(settings, host=socket.gethostname())
-    settings = replace(settings, state=settings.state.expanduser().resolve())
-    settings = replace(settings, run=settings.run.expanduser().absolute())
-    longest = len(os.fsencode(settings.run)) + len("/replica-0123456789abcdef.sock")
+    overrides = overrides or {}
+    settings = Settings()
+    for name, value in _from_file(settings, environ, overrides).items():
+        settings = _set(settings, name, *value)
+    for name, value in _from_environ(settings, environ).items():
+        settings = _set(settings, name, *value)
+    for name, value in overrides.items():
+        settings = _set(settings, name, value, name)
+    return _settle(settings)
+
+
+def _settle(settings: Settings) -> Settings:
+    """What follows from other settings, and what must be true of several."""
+    state = _expand(settings.state, "MICRO_STATE").resolve()
+    run = settings.run
+    run = state / "run" if run == Path() else _expand(run, "MICRO_RUN").absolute()
+    settings = replace(settings, state=state, run=run, host=settings.host or socket.gethostname())
+    longest = len(os.fsencode(run)) + len("/replica-0123456789abcdef.sock")
     if longest > MAX_SOCKET_PATH:
         raise BadRequest(
             "settings",
-            f"run folder {settings.run} is too long for Unix sockets "
+            f"run folder {run} is too long for Unix sockets "
             f"({longest} > {MAX_SOCKET_PATH} bytes): set MICRO_RUN to a shorter one",
+        )
+    if not _NAMESPACE.fullmatch(settings.namespace):
+        raise BadRequest(
+            "settings", f"namespace {settings.namespace[:80]!r}: letters, digits, '.', '_' and '-'"
+        )
+    if settings.wire.max_message < settings.wire.max_frame:
+        raise BadRequest("settings", "wire.max_message is less than wire.max_frame")
+    if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):
+        raise BadRequest(
+            "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
         )
     return settings
 
 
+def _expand(path: Path, variable: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise BadRequest("settings", f"{path}: {error}; set {variable}") from None
+
+
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:
     """Where the platform is. ``MICRO_REGISTRY``/``MICRO_ROUTER`` (comma lists of addresses, set by
-    the runtime for what it starts) win over the sockets under ``run``."""
+    the runtime for what it starts) win over the sockets under ``run``. Raises BadRequest that names
+    the variable for what is no address."""
     environ = os.environ if environ is None else environ
 
     def addresses(variable: str, service: str, count: int) -> tuple[str, ...]:
-        given = environ.get(variable, "")
-        if given:
-            return tuple(part.strip() for part in given.split(",") if part.strip())
-        return tuple(f"unix:{settings.run}/{service}-{i}.sock" for i in range(count))
+        given = [part.strip() for part in environ.get(variable, "").split(",") if part.strip()]
+        for address in given:
+            if not address.startswith(("unix:/", "tcp:")):
+                raise BadRequest(
+                    "settings", f"{variable}: {address!r} is neither unix:/path nor tcp:host:port"
+                )
+        return tuple(given or (f"unix:{settings.run}/{service}-{i}.sock" for i in range(count)))
 
     return Bootstrap(
         registry=addresses("MICRO_REGISTRY", "registry", settings.pools.registry),
@@ -202,75 +299,121 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         run=settings.run,
         instance=environ.get("MICRO_INSTANCE", ""),
         version=environ.get("MICRO_SERVICE_VERSION", ""),
+        ttl=settings.registry.ttl,
+        network=settings.network,
     )
 
 
-def _with_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
+#: A setting by its dotted name: what was given, and by whom.
+Given = Mapping[str, tuple[Any, str]]
+
+
+def _from_file(
+    settings: Settings, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> Given:
     named = environ.get("MICRO_CONFIG", "")
-    state = Path(environ.get("MICRO_STATE", "") or settings.state).expanduser()
-    for path in [Path(named)] if named else [Path("micro.toml"), state / "micro.toml"]:
-        if not path.is_file():
-            if named:
-                raise BadRequest("settings", f"MICRO_CONFIG names {path}, which is not a file")
-            continue
+    if named:
+        places = [_expand(Path(named), "MICRO_CONFIG")]
+    else:
+        state = overrides.get("state") or environ.get("MICRO_STATE") or settings.state
+        places = [Path("micro.toml"), _expand(Path(state), "MICRO_STATE") / "micro.toml"]
+    for path in places:
         try:
             tree = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadRequest("settings", f"{path}: {error}") from error
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        except OSError as error:
+            raise BadRequest("settings", f"{path} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest("settings", f"{path}: {error}") from None
+        given: dict[str, tuple[Any, str]] = {}
         for name, value in tree.items():
-            if isinstance(value, dict):
+            if is_dataclass(getattr(settings, name, None)) and isinstance(value, dict):
                 for inner, leaf in value.items():
-                    settings = _set(settings, [name, inner], leaf, f"{path}: {name}.{inner}")
+                    given[f"{name}.{inner}"] = (leaf, f"{path}: {name}.{inner}")
             else:
-                settings = _set(settings, [name], value, f"{path}: {name}")
-        break
-    return settings
+                given[name] = (value, f"{path}: {name}")
+        return given
+    if named:
+        raise BadRequest("settings", f"MICRO_CONFIG names {places[0]}, which is not a file")
+    return {}
 
 
-def _with_environ(settings: Settings, environ: Mapping[str, str]) -> Settings:
+def _from_environ(settings: Settings, environ: Mapping[str, str]) -> Given:
+    known: dict[str, str] = {}
+    sections: list[str] = []
     for item in fields(settings):
         value = getattr(settings, item.name)
+        variable = f"MICRO_{item.name}".upper()
         if is_dataclass(value):
+            sections.append(variable + "_")
             for inner in fields(value):
-                variable = f"MICRO_{item.name}_{inner.name}".upper()
-                if environ.get(variable):
-                    settings = _set(settings, [item.name, inner.name], environ[variable], variable)
+                known[f"{variable}_{inner.name}".upper()] = f"{item.name}.{inner.name}"
         else:
-            variable = f"MICRO_{item.name}".upper()
-            if environ.get(variable):
-                settings = _set(settings, [item.name], environ[variable], variable)
-    return settings
+            known[variable] = item.name
+    for variable in environ:
+        if variable.startswith(tuple(sections)) and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadRequest("settings", f"{variable}: there is no such setting{hint}")
+    return {
+        name: (environ[variable], variable)
+        for variable, name in known.items()
+        if environ.get(variable)
+    }
 
 
-def _set(settings: Any, path: list[str], value: Any, origin: str) -> Any:
-    head, rest = path[0], path[1:]
-    hints = get_type_hints(type(settings))
-    if head not in hints or bool(rest) != is_dataclass(getattr(settings, head)):
-        known = ", ".join(sorted(hints))
-        raise BadRequest("settings", f"{origin}: there is no setting {head!r} (have: {known})")
-    if rest:
-        inner = _set(getattr(settings, head), rest, value, origin)
-        return replace(settings, **{head: inner})
-    return replace(settings, **{head: _convert(hints[head], value, origin)})
-
-
-def _convert(kind: Any, value: Any, origin: str) -> Any:
-    try:
-        if kind is Path:
-            return Path(value)
-        if kind == tuple[str, ...]:
-            parts = value.split(",") if isinstance(value, str) else list(value)
-            return tuple(str(part).strip() for part in parts if str(part).strip())
-        if kind in (int, float):
-            number = kind(value)
-            if number < 0 or isinstance(value, bool):
-                raise ValueError("must not be negative")
-            return number
-        return kind(value)
-    except (TypeError, ValueError) as error:
+def _set(settings: Settings, name: str, value: Any, origin: str) -> Settings:
+    """Raises BadRequest that names ``origin``."""
+    section, _, inner = name.rpartition(".")
+    target: Any = getattr(settings, section, None) if section else settings
+    kind = get_type_hints(type(target)).get(inner) if is_dataclass(target) else None
+    if kind is None:
+        have = get_type_hints(type(target if is_dataclass(target) else settings))
         raise BadRequest(
-            "settings", f"{origin}: {value!r} is not a valid {getattr(kind, '__name__', kind)}"
-        ) from error
+            "settings", f"{origin}: there is no setting {name!r} (have: {', '.join(sorted(have))})"
+        )
+    if is_dataclass(kind):
+        raise BadRequest("settings", f"{origin}: {name} is a section, [{name}] in micro.toml")
+    changed: Any = replace(target, **{inner: _convert(name, kind, value, origin)})
+    return replace(settings, **{section: changed}) if section else changed
+
+
+def _convert(name: str, kind: Any, value: Any, origin: str) -> Any:
+    try:
+        if kind in (int, float):
+            return _number(name, kind, value)
+        if kind == tuple[str, ...]:
+            parts = value.split(",") if isinstance(value, str) else value
+            if not isinstance(parts, list | tuple) or not all(isinstance(p, str) for p in parts):
+                raise ValueError("a list of words")
+            return tuple(part.strip() for part in parts if part.strip())
+        if not isinstance(value, str | Path if kind is Path else str) or "\0" in str(value):
+            raise ValueError("a path" if kind is Path else "a word, in quotes")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(" or ".join(CHOICES[name]))
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:79] + "…"
+        raise BadRequest("settings", f"{origin}: {shown} is not {error}") from None
+
+
+def _number(name: str, kind: Any, value: Any) -> int | float:
+    low, high = RANGES.get(name, (0, LARGEST))
+    what = "a whole number" if kind is int else "a number"
+    wanted = ValueError(f"{what} from {low} to {high}")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wanted
+    if kind is int and isinstance(value, float):
+        raise wanted
+    try:
+        number: int | float = kind(value)
+    except (ValueError, OverflowError):
+        raise wanted from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise wanted
+    return number
 
 
 def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
@@ -281,6 +424,7 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
     return environ | {
         "PYTHONUNBUFFERED": "1",
         "MICRO_REGISTRY": ",".join(boot.registry),
+        "MICRO_REGISTRY_TTL": repr(boot.ttl),
         "MICRO_ROUTER": ",".join(boot.routers),
         "MICRO_NAMESPACE": boot.namespace,
         "MICRO_HOST": boot.host,

@@ -83,7 +83,7 @@ class Member:
         dialer = self.dialer()
         table = Table()
         await self._stack.enter_async_context(Follower(dialer, self.bootstrap.routers, table))
-        network = Network(table, dialer, host=self.settings.host)
+        network = Network(table, dialer, host=self.settings.host, settings=self.settings.network)
         self._stack.push_async_callback(network.close)
         return network, table
 
@@ -98,6 +98,7 @@ class Member:
             host=self.settings.host,
             metadata={"platform": "true", "pid": str(os.getpid())},
             limits=limits_of(self.settings),
+            ttl=self.settings.registry.ttl,
             drain=DRAIN,
         )
 

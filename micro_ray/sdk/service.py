@@ -158,6 +158,7 @@ class Service:
                     run_dir=boot.run,
                     node_id=instance or boot.instance,
                     host=boot.host,
+                    ttl=boot.ttl,
                     service_metadata=self.metadata,
                 )
             )

@@ -49,7 +49,7 @@ class ApiDoor:
         dialer = WireDialer(limits=limits_of(settings))
         table = Table()
         follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
-        network = Network(table, dialer, host=boot.host)
+        network = Network(table, dialer, host=boot.host, settings=boot.network)
         self._stack.push_async_callback(network.close)
         self.api = Api(
             network,
