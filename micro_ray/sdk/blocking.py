@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -14,6 +15,9 @@ from micro_ray.settings import Bootstrap
 __all__ = ["Client"]
 
 T = TypeVar("T")
+
+#: Seconds that work has to end when a person has interrupted it.
+END = 2.0
 
 
 class Client:
@@ -104,7 +108,15 @@ class Client:
         self.close()
 
     def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(_await(work), self._start()).result()
+        loop, tasks = self._start(), list[asyncio.Task[Any]]()
+        running = asyncio.run_coroutine_threadsafe(_await(work, tasks), loop)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            # Nobody waits for it any more, and what is run next must find it ended.
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_end(tasks), loop).result(END)
+            raise
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -124,5 +136,14 @@ class Client:
             return self._loop
 
 
-async def _await(work: Any) -> Any:
+async def _await(work: Any, tasks: list[asyncio.Task[Any]]) -> Any:
+    task = asyncio.current_task()
+    assert task is not None
+    tasks.append(task)
     return await work
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

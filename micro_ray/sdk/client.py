@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from micro_ray.context import CURRENT, new_request_id
-from micro_ray.errors import BadGateway, BadRequest, Unavailable
+from micro_ray.errors import BadGateway, BadRequest, MicroError, Unavailable
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
 from micro_ray.router import Entry, Filter
@@ -51,7 +51,7 @@ class AsyncClient:
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )
-        self._network = Network(self.table, dialer, host=boot.host)
+        self._network = Network(self.table, dialer, host=boot.host, settings=boot.network)
         self._stack.push_async_callback(self._network.close)
         return self
 
@@ -124,13 +124,19 @@ class AsyncClient:
         """The answers of a streaming endpoint. ``value`` is the request, or an async iterable of
         requests for endpoints that take a stream."""
         opened = await self.open(service, endpoint, timeout=timeout, metadata=metadata)
-        async with opened as stream, asyncio.TaskGroup() as group:
-            sender = group.create_task(_send_all(stream, value))
+        async with opened as stream:
+            # No task group: a generator may be driven from several tasks, one after the other.
+            sender = asyncio.create_task(_send_all(stream, value))
             try:
                 while (message := await stream.receive()) is not None:
                     yield _decode(message, into, service)
+            except MicroError:
+                if sender.done() and (error := sender.exception()) is not None:
+                    raise error from None  # why the call was given up here
+                raise
             finally:
                 sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
 
     async def services(self) -> list[str]:
         """The names of the services that can be called."""
@@ -211,9 +217,25 @@ def _decode(body: bytes, into: Any, service: str) -> Any:
 
 
 async def _send_all(stream: Stream, value: Any) -> None:
-    if isinstance(value, AsyncIterable):
-        async for item in value:
-            await stream.send(item if isinstance(item, bytes) else _body(item))
-    else:
-        await stream.send(value if isinstance(value, bytes) else _body(value))
-    await stream.end()
+    """Send the request, or the requests as they come. What making one raises ends the call; the
+    call's own end is told by what is received."""
+    requests = aiter(value) if isinstance(value, AsyncIterable) else _once(value)
+    while True:
+        try:
+            item = await anext(requests)
+            body = item if isinstance(item, bytes) else _body(item)
+        except StopAsyncIteration:
+            break
+        except BaseException:
+            stream.cancel()
+            raise
+        try:
+            await stream.send(body)
+        except MicroError:
+            return
+    with contextlib.suppress(MicroError):
+        await stream.end()
+
+
+async def _once(value: Any) -> AsyncIterator[Any]:
+    yield value if isinstance(value, bytes) else _body(value)
