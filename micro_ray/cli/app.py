@@ -1,148 +1,91 @@
-"""The top of the command line: the commands there are, errors and exit codes."""
+"""The top of the command line: what is said when something goes wrong, and the exit code."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
-import shutil
 import sys
+from collections.abc import Callable
 
 import click
 
+from micro_ray.cli.exits import Failed, Unrecognized, asks_json, say, say_system, say_usage
+from micro_ray.cli.group import Commands, Interrupted, ReaderGone
 from micro_ray.cli.session import Session
 from micro_ray.errors import MicroError
 
 __all__ = ["cli", "run"]
 
-#: command -> (module, what it does). Modules are loaded when their command is used.
-COMMANDS = {
-    "server": ("server", "Run the platform on this machine"),
-    "run": ("runtime", "Run a service from a folder or a command"),
-    "update": ("runtime", "Change or restart a running service"),
-    "kill": ("runtime", "Stop a service"),
-    "status": ("runtime", "Show what runs"),
-    "logs": ("runtime", "Show the logs of a service"),
-    "services": ("registry", "List the services that can be called"),
-    "get": ("registry", "Show a service as it is registered"),
-    "call": ("call", "Call an endpoint"),
-    "stream": ("call", "Call a streaming endpoint"),
-    "store": ("store", "Read and write records"),
-    "network": ("network", "Nodes, routes and graph"),
-    "health": ("debug", "Ask the nodes of a service for their health"),
-    "stats": ("debug", "Ask the nodes of a service for their figures"),
-    "new": ("new", "Make a new service"),
-    "env": ("env", "Show how to reach the platform"),
-    "doctor": ("doctor", "Find out what is wrong"),
-    "completion": ("completion", "Print a shell's completion script"),
-}
 
-
-class Commands(click.Group):
-    """Loads a command when it is used; unknown words are programs ``micro-WORD`` or services."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            module = importlib.import_module(f"micro_ray.cli.{COMMANDS[name][0]}")
-            command: click.Command = getattr(module, name)
-            return command
-        if shutil.which(f"micro-{name}"):
-            return _program(name)
-        from micro_ray.cli.dynamic import service_command
-
-        return service_command(ctx, name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        command = self.get_command(ctx, name)
-        if command is None:
-            near = difflib.get_close_matches(name, COMMANDS, n=3)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            click.echo(
-                f"Unrecognized micro command: {name}.{hint} Please refer to 'micro --help'",
-                err=True,
-            )
-            ctx.exit(1)
-        return name, command, args[1:]
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list without loading what is listed."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-def _program(name: str) -> click.Command:
-    @click.command(name, context_settings={"ignore_unknown_options": True, "help_option_names": []})
-    @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-    def program(args: tuple[str, ...]) -> None:
-        os.execvp(f"micro-{name}", [f"micro-{name}", *args])
-
-    return program
-
-
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="micro-ray", message="micro-ray %(version)s")
 @click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print."
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    help="How to print (default: table); also after the command.",
 )
 @click.pass_context
-def cli(ctx: click.Context, output: str) -> None:
+def cli(ctx: click.Context, output: str | None) -> None:
     """micro: run services, find them, call them.
 
     A word that is no command is a service: `micro helloworld call --name=Alice`.
     """
-    from micro_ray.settings import load
-
-    session = Session(settings=load(), output=output)
-    ctx.obj = session
-    ctx.call_on_close(session.close)
+    if output is not None:
+        ctx.obj.output = output
+    if ctx.invoked_subcommand is None:
+        raise Unrecognized("cli", "No command provided to micro. Please refer to 'micro --help'")
 
 
 def run(args: list[str]) -> int:
-    """Run a command line and give its exit code."""
+    """Run a command line and give its exit code; what it has to say has been said."""
+    session = Session()
+    json = asks_json(args)
     try:
-        code = cli.main(args=args, prog_name="micro", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        code = _told(lambda: _main(args, session), json)
+        return _told(session.close, json) or code
+    except KeyboardInterrupt:  # a second time, while the connection was being closed
+        return 130
+
+
+def _main(args: list[str], session: Session) -> int:
+    code = cli.main(args=args, prog_name="micro", standalone_mode=False, obj=session)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _told(work: Callable[[], int | None], json: bool) -> int:
+    """The exit code of some work, once its failure has been told."""
+    try:
+        return work() or 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.Abort:
-        click.echo("", err=True)
+    except (click.Abort, Interrupted, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # after the ^C that the terminal shows
         return 130
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return say_usage(error, as_json=json)
     except MicroError as error:
-        return _say(error)
-    except BrokenPipeError:
-        # What reads our output has gone: keep Python from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+        return say(error, as_json=json)
+    except SystemExit as error:  # of a shell's completions
+        return error.code if isinstance(error.code, int) else 1
+    except (ReaderGone, BrokenPipeError):
+        return _reader_gone()
+    except OSError as error:
+        return say_system(error, as_json=json)
     except Exception as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
+        say(Failed("cli", f"{type(error).__name__}: {error}"), as_json=json)
         return 128
 
 
-def _say(error: MicroError) -> int:
-    detail = error.detail or error.status
-    click.echo(detail[:1].upper() + detail[1:], err=True)
-    return exit_code(error)
-
-
-def exit_code(error: MicroError) -> int:
-    """Micro's exit codes, see the package's docstring."""
-    if error.id in ("client", "network") and error.code in (404, 503):
-        return 4
-    if error.code == 404 and error.detail.startswith("no endpoint"):
-        return 5
-    if error.code in (404, 408, 400, 409, 413) or error.id in ("server", "settings", "source"):
-        return 1
-    if error.code in (401, 403):
-        return 2
-    return 127
+def _reader_gone() -> int:
+    """What reads our output has gone (``micro logs x | head -1``): no failure of ours. Python must
+    not try to write the rest when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+    return 0

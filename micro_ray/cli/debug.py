@@ -2,81 +2,101 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from micro_ray.cli.output import ago, as_json, columns, size
+from micro_ray.cli.completion import service_names
+from micro_ray.cli.output import ago, as_json, columns, output, size
 from micro_ray.cli.session import Session
-from micro_ray.errors import MicroError
-from micro_ray.sdk.client import AsyncClient
+from micro_ray.errors import MicroError, NotFound
+
+if TYPE_CHECKING:
+    from micro_ray.sdk.client import AsyncClient
 
 __all__ = ["health", "stats"]
+
+#: Seconds that each node has for its answer.
+PATIENCE = 5.0
 
 
 def _ask(session: Session, service: str, endpoint: str) -> list[dict[str, Any]]:
     """The answer of each node, or its error."""
-    routes = session.call("network", "Network.Routes", {"service": service})
-    if not routes:
-        session.call("registry", "Registry.GetService", {"service": service})  # says what is near
+    import asyncio
 
     async def ask(client: AsyncClient) -> list[dict[str, Any]]:
-        async def one(route: dict[str, Any]) -> dict[str, Any]:
-            try:
-                answer = await client.call(service, endpoint, {}, node=route["id"], timeout=5)
-            except MicroError as error:
-                answer = {"status": "error", "error": error.detail}
-            return {"node": route["id"], "address": route["addresses"][0], **answer}
+        await client.entries()  # the table is there
+        namespace = session.settings.namespace
+        routes = client.table.lookup(namespace, service)
+        if not routes:
+            near = client.table.near(namespace, service)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise NotFound("network", f"no service {service!r}{hint}")
 
-        return list(await asyncio.gather(*(one(route) for route in routes)))
+        async def one(route: Any) -> dict[str, Any]:
+            where = route.addresses[0] if route.addresses else ""
+            row = {"node": route.id, "version": route.version, "address": where}
+            try:
+                answer = await client.call(service, endpoint, {}, node=route.id, timeout=PATIENCE)
+            except MicroError as error:
+                return {**row, "status": "error", "error": error.detail}
+            return {**row, **answer}
+
+        ordered = sorted(routes, key=lambda route: (route.version, route.id))
+        return list(await asyncio.gather(*(one(route) for route in ordered)))
 
     rows: list[dict[str, Any]] = session.client.run(ask)
     return rows
 
 
 @click.command()
-@click.argument("service")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@click.argument("service", shell_complete=service_names)
+@output()
 @click.pass_context
-def health(ctx: click.Context, service: str, output: str | None) -> None:
+def health(ctx: click.Context, service: str) -> None:
     """Ask the nodes of SERVICE for their health; exit 1 when one is not well."""
     session: Session = ctx.obj
     rows = _ask(session, service, "Debug.Health")
-    if (output or session.output) == "json":
+    if session.output == "json":
         as_json(rows)
     else:
         columns(
-            ("NODE", "ADDRESS", "STATUS"),
-            [(r["node"], r["address"], r.get("error") or r["status"]) for r in rows],
+            ("NODE", "VERSION", "ADDRESS", "STATUS"),
+            [(r["node"], r["version"], r["address"], r.get("error") or r["status"]) for r in rows],
         )
     if any("error" in row for row in rows):
         ctx.exit(1)
 
 
 @click.command()
-@click.argument("service")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
-@click.pass_obj
-def stats(session: Session, service: str, output: str | None) -> None:
-    """Ask the nodes of SERVICE for their figures."""
+@click.argument("service", shell_complete=service_names)
+@output()
+@click.pass_context
+def stats(ctx: click.Context, service: str) -> None:
+    """Ask the nodes of SERVICE for their figures; exit 1 when one does not answer."""
+    session: Session = ctx.obj
     rows = _ask(session, service, "Debug.Stats")
-    if (output or session.output) == "json":
+    if session.output == "json":
         as_json(rows)
-        return
-    columns(
-        ("NODE", "PID", "STARTED", "MEMORY", "REQUESTS", "ERRORS", "IN FLIGHT", "SOCKETS"),
-        [
-            (
-                r["node"],
-                r.get("pid"),
-                ago(r.get("started", 0)),
-                size(r.get("memory", 0)),
-                r.get("requests"),
-                r.get("errors"),
-                r.get("in_flight"),
-                r.get("sockets"),
-            )
-            for r in rows
-        ],
-    )
+    else:
+        columns(
+            ("NODE", "PID", "STARTED", "MEMORY", "REQUESTS", "ERRORS", "IN FLIGHT", "SOCKETS"),
+            [
+                (
+                    r["node"],
+                    r.get("pid"),
+                    ago(r.get("started")),
+                    size(r.get("memory")),
+                    r.get("requests"),
+                    r.get("errors"),
+                    r.get("in_flight"),
+                    r.get("sockets"),
+                )
+                for r in rows
+            ],
+        )
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        click.echo(f"{row['node']}: {row['error']}", err=True)
+    if failed:
+        ctx.exit(1)

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 
-from micro_ray.cli.output import as_json, columns
-from micro_ray.cli.session import Session
+from micro_ray.cli.output import as_json, columns, output
+from micro_ray.cli.owners import lock_holder, port_holder
+from micro_ray.cli.session import Session, answers
 from micro_ray.errors import MicroError
+from micro_ray.settings import Settings
 
 __all__ = ["doctor"]
 
+#: Name, whether it is good, what was found and what to do.
 Row = tuple[str, bool, str]
 
 #: Least free bytes on the disk of the state folder.
 DISK = 512 * 2**20
+#: The services without which a platform does not work.
+PLATFORM = frozenset({"registry", "router", "store", "network", "runtime"})
+#: Seconds that the door has for an answer.
+PATIENCE = 2.0
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@output()
 @click.pass_context
-def doctor(ctx: click.Context, output: str | None) -> None:
+def doctor(ctx: click.Context) -> None:
     """Find out what is wrong, and what to do; exit 1 when something is."""
     session: Session = ctx.obj
     rows = list(_checks(session))
-    if (output or session.output) == "json":
+    if session.output == "json":
         as_json([{"check": name, "good": good, "text": text} for name, good, text in rows])
     else:
         columns(
@@ -41,26 +50,116 @@ def doctor(ctx: click.Context, output: str | None) -> None:
 
 
 def _checks(session: Session) -> Iterator[Row]:
-    settings = session.settings
-    version = ".".join(map(str, sys.version_info[:3]))
-    yield "python", (3, 11) <= sys.version_info < (3, 15), version
-    yield "ray", True, importlib.metadata.version("ray")
-    folder = settings.state if settings.state.exists() else settings.state.parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    yield "disk", free > DISK, f"{free / 2**30:.1f} GiB free at {folder}"
-    writable = os.access(folder, os.W_OK)
-    yield "state", writable, f"{settings.state}" + ("" if writable else " cannot be written")
+    yield python(sys.version_info[:3])
+    yield ray()
     try:
-        names = sorted({e.service for e in session.entries()})
-        missing = {"registry", "router", "store", "network", "runtime"} - set(names)
-        text = f"missing: {', '.join(sorted(missing))}" if missing else "all platform services"
-        yield "server", not missing, text
+        settings = session.settings
     except MicroError as error:
-        yield "server", False, error.detail
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        answers = probe.connect_ex((settings.api.host, settings.api.port)) == 0
-    where = f"{settings.api.host}:{settings.api.port}"
-    yield "api", answers, where if answers else f"nothing answers on {where}"
+        yield "settings", False, error.detail
+        return
+    folder = settings.state
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    yield disk(folder, shutil.disk_usage(folder).free)
+    yield state(settings.state, folder)
+    name, up, text = server(session)
+    yield name, up, text
+    yield sockets(settings, up)
+    yield door(settings, up)
+
+
+def python(version: Sequence[int]) -> Row:
+    """Whether this Python will do."""
+    text = ".".join(map(str, version))
+    if (3, 11) <= tuple(version) < (3, 15):
+        return "python", True, text
+    return "python", False, f"{text}; use Python 3.11 to 3.14 (PYTHON=... ./scripts/setup)"
+
+
+def ray() -> Row:
+    """Whether Ray is installed."""
+    try:
+        return "ray", True, importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return "ray", False, "not installed; run ./scripts/setup"
+
+
+def disk(folder: Path, free: int) -> Row:
+    """Whether there is room for databases, sources and logs."""
+    text = f"{free / 2**30:.1f} GiB free at {folder}"
+    if free > DISK:
+        return "disk", True, text
+    return "disk", False, f"{text}; make room, or set MICRO_STATE to a folder on another disk"
+
+
+def state(wanted: Path, folder: Path) -> Row:
+    """Whether the state folder can be written; ``folder`` is the part of it that is there."""
+    advice = "set MICRO_STATE to a folder that you may write"
+    if not folder.is_dir():
+        return "state", False, f"{folder} is no folder; {advice}"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return "state", True, str(wanted)
+    except OSError as error:
+        return "state", False, f"{wanted} cannot be written ({error.strerror}); {advice}"
+
+
+def server(session: Session) -> Row:
+    """Whether the platform answers and is complete."""
+    try:
+        missing = PLATFORM - {entry.service for entry in session.entries()}
+    except MicroError as error:
+        pid = lock_holder(session.settings.state / "server.lock")
+        if pid:
+            return (
+                "server",
+                False,
+                f"micro server (pid {pid}) does not answer: it is starting, or hangs; "
+                f"wait, or end it (kill {pid}) and start it again",
+            )
+        return "server", False, error.detail
+    if missing:
+        names = ", ".join(sorted(missing))
+        return "server", False, f"missing: {names}; they come back by themselves within seconds"
+    return "server", True, "all platform services"
+
+
+def sockets(settings: Settings, up: bool) -> Row:
+    """Sockets that a killed server has left: no harm, but they say what happened."""
+    dead = [p for p in sorted(settings.run.glob("*.sock")) if not answers(f"unix:{p}")]
+    if not dead:
+        return "sockets", True, str(settings.run)
+    left = f"{len(dead)} left in {settings.run} by processes that were killed"
+    return "sockets", True, left if up else f"{left}; no harm, `micro server` takes their place"
+
+
+def door(settings: Settings, up: bool) -> Row:
+    """Whether the HTTP door's port is ours, or free for it."""
+    host, port = settings.api.host, settings.api.port
+    where = f"{host}:{port}"
+    try:
+        connection = socket.create_connection((host, port), timeout=PATIENCE)
+    except OSError:
+        if up:
+            return "api", False, f"nothing answers on {where}; see what `micro server` has said"
+        return "api", True, f"{where} is free"
+    with connection:
+        if _is_door(connection, host):
+            return "api", True, where
+    holder = port_holder(port) or "another program"
+    return (
+        "api",
+        False,
+        f"{where} is taken by {holder}; stop it, or set MICRO_API_PORT to another port",
+    )
+
+
+def _is_door(connection: socket.socket, host: str) -> bool:
+    """Whether the one who answers names itself as our door does."""
+    said = b""
+    with contextlib.suppress(OSError):
+        connection.settimeout(PATIENCE)
+        connection.sendall(f"GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+        while len(said) < 8192 and (piece := connection.recv(4096)):
+            said += piece
+    return b'"micro-ray"' in said

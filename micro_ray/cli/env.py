@@ -7,33 +7,61 @@ import shlex
 
 import click
 
+from micro_ray.cli.group import Subcommands
+from micro_ray.cli.output import as_json, columns, output
 from micro_ray.cli.session import Session
 from micro_ray.errors import Unavailable
 
 __all__ = ["env"]
 
 
-@click.group()
-def env() -> None:
-    """Show how to reach the platform."""
+@click.group(cls=Subcommands, invoke_without_command=True)
+@output()
+@click.pass_context
+def env(ctx: click.Context) -> None:
+    """Show how to reach the platform: which settings are in force here."""
+    if ctx.invoked_subcommand is not None:
+        return
+    session: Session = ctx.obj
+    settings, boot = session.settings, session.bootstrap
+    rows = {
+        "state": str(settings.state),
+        "run": str(settings.run),
+        "namespace": settings.namespace,
+        "api": f"http://{settings.api.host}:{settings.api.port}",
+        "registry": ",".join(boot.registry),
+        "router": ",".join(boot.routers),
+    }
+    if session.output == "json":
+        as_json(rows)
+    else:
+        columns(("NAME", "VALUE"), list(rows.items()))
 
 
 @env.command()
+@output()
 @click.pass_obj
 def ray(session: Session) -> None:
     """Shell lines with which Python reaches the platform's Ray: `eval "$(micro env ray)"`."""
     path = session.settings.state / "ray.json"
     try:
         known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        variables = {
+            "RAY_ADDRESS": str(known["address"]),
+            "RAY_AUTH_MODE": str(known["auth_mode"]),
+            "RAY_AUTH_TOKEN_PATH": str(known["token_path"]),
+        }
+    except FileNotFoundError:
         raise Unavailable(
             "client", f"no micro server at {session.settings.state}; start one with `micro server`"
         ) from None
-    variables = {
-        "RAY_ADDRESS": known["address"],
-        "RAY_AUTH_MODE": known["auth_mode"],
-        "RAY_AUTH_TOKEN_PATH": known["token_path"],
-    }
-    for name, value in variables.items():
-        if value:
-            click.echo(f"export {name}={shlex.quote(value)}")
+    except (ValueError, KeyError, TypeError):
+        raise Unavailable(
+            "client", f"{path} cannot be read; stop `micro server` and start it again"
+        ) from None
+    given = {name: value for name, value in variables.items() if value}
+    if session.output == "json":
+        as_json(given)
+        return
+    for name, value in given.items():
+        click.echo(f"export {name}={shlex.quote(value)}")

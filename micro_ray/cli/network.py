@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import click
 
-from micro_ray.cli.output import as_json, columns
+from micro_ray.cli.completion import service_names
+from micro_ray.cli.group import Subcommands
+from micro_ray.cli.output import as_json, columns, lines, output
 from micro_ray.cli.session import Session
 
 __all__ = ["network"]
 
 
-@click.group()
+@click.group(cls=Subcommands)
 def network() -> None:
     """Nodes, routes and graph."""
 
 
 @network.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@output()
 @click.pass_obj
-def nodes(session: Session, output: str | None) -> None:
-    """Every node with its address."""
-    rows = session.call("network", "Network.Nodes")
-    if (output or session.output) == "json":
+def nodes(session: Session) -> None:
+    """Every node with its address, as the network sees it."""
+    rows = session.call("network", "Network.Nodes", {"namespace": session.settings.namespace})
+    if session.output == "json":
         as_json(rows)
         return
     columns(
@@ -31,35 +33,48 @@ def nodes(session: Session, output: str | None) -> None:
 
 
 @network.command()
-@click.option("--service", default="", help="Of one service.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@click.option("--service", default="", help="Of one service.", shell_complete=service_names)
+@click.option("--address", default="", help="With this address.")
+@click.option("--network", "net", default="", help="Of one network.")
+@output()
 @click.pass_obj
-def routes(session: Session, service: str, output: str | None) -> None:
+def routes(session: Session, service: str, address: str, net: str) -> None:
     """Every way to a node."""
-    rows = session.call("network", "Network.Routes", {"service": service})
-    if (output or session.output) == "json":
+    request = {"service": service, "namespace": session.settings.namespace}
+    rows = [
+        row
+        for row in session.call("network", "Network.Routes", request)
+        if (not address or address in row["addresses"]) and net in ("", row["network"])
+    ]
+    if session.output == "json":
         as_json(rows)
         return
     columns(
         ("SERVICE", "VERSION", "ADDRESS", "NETWORK", "METRIC", "WEIGHT", "LINK"),
         [
-            (r["service"], r["version"], address, r["network"], r["metric"], r["weight"], r["link"])
+            (r["service"], r["version"], where, r["network"], r["metric"], r["weight"], r["link"])
             for r in rows
-            for address in r["addresses"]
+            for where in r["addresses"] or [""]
         ],
     )
 
 
 @network.command("services")
+@output()
 @click.pass_obj
 def names(session: Session) -> None:
     """The names that can be called."""
-    for name in session.call("network", "Network.Services"):
-        click.echo(name)
+    found = session.call("network", "Network.Services", {"namespace": session.settings.namespace})
+    if session.output == "json":
+        as_json(found)
+    else:
+        lines(found)
 
 
 @network.command()
+@output(default="json")
 @click.pass_obj
 def graph(session: Session) -> None:
     """Services with their nodes, as JSON."""
-    as_json(session.call("network", "Network.Graph"))
+    request = {"namespace": session.settings.namespace}
+    as_json(session.call("network", "Network.Graph", request))

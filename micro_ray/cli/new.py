@@ -7,9 +7,16 @@ from pathlib import Path
 
 import click
 
-from micro_ray.errors import BadRequest, Conflict
+from micro_ray.cli.exits import Usage
+from micro_ray.cli.group import COMMANDS
+from micro_ray.cli.output import as_json, output
+from micro_ray.cli.session import Session
+from micro_ray.errors import Conflict
 
 __all__ = ["new"]
+
+#: Services of the platform itself.
+TAKEN = ("registry", "router", "network", "store", "runtime", "api")
 
 MAIN = '''"""The service {name}."""
 
@@ -58,14 +65,19 @@ Tests: `pytest`.
 
 @click.command()
 @click.argument("name")
-def new(name: str) -> None:
+@output()
+@click.pass_obj
+def new(session: Session, name: str) -> None:
     """Make a new service NAME in a folder of that name."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) or len(name) > 63:
-        raise BadRequest("cli", f"name {name!r}: lower-case letters, digits and '-'")
+        raise Usage("cli", f"name {name!r}: lower-case letters, digits and '-', at most 63")
+    if name in COMMANDS or name in TAKEN:
+        raise Usage("cli", f"name {name!r} is taken by micro itself; choose another")
     folder = Path(name)
-    if folder.exists():
-        raise Conflict("cli", f"{name} already exists")
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise Conflict("cli", f"{name} already exists") from None
     files = {
         "main.py": MAIN,
         "test_main.py": TEST,
@@ -74,4 +86,8 @@ def new(name: str) -> None:
     }
     for file, text in files.items():
         (folder / file).write_text(text.format(name=name))
+    if session.output == "json":
+        as_json({"name": name, "files": [f"{name}/{file}" for file in files]})
+        return
+    for file in files:
         click.echo(f"{name}/{file}")

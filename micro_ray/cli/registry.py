@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from micro_ray.cli.output import as_json, columns
+from micro_ray.cli.completion import service_names
+from micro_ray.cli.group import Subcommands
+from micro_ray.cli.output import as_json, columns, lines, output
 from micro_ray.cli.session import Session
 
 __all__ = ["get", "services"]
@@ -12,12 +14,13 @@ __all__ = ["get", "services"]
 
 @click.command()
 @click.option("-v", "--verbose", is_flag=True, help="With versions, nodes and endpoints.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@output()
 @click.pass_obj
-def services(session: Session, verbose: bool, output: str | None) -> None:
+def services(session: Session, verbose: bool) -> None:
     """List the services that can be called."""
-    rows = session.call("registry", "Registry.ListServices")
-    if (output or session.output) == "json":
+    request = {"namespace": session.settings.namespace}
+    rows = session.call("registry", "Registry.ListServices", request)
+    if session.output == "json":
         as_json(rows)
     elif verbose:
         columns(
@@ -33,18 +36,19 @@ def services(session: Session, verbose: bool, output: str | None) -> None:
             ],
         )
     else:
-        for name in sorted({row["name"] for row in rows}):
-            click.echo(name)
+        lines(sorted({row["name"] for row in rows}))
 
 
-@click.group()
+@click.group(cls=Subcommands)
 def get() -> None:
     """Show a service as it is registered."""
 
 
 @get.command("service")
-@click.argument("name")
+@click.argument("name", shell_complete=service_names)
+@output(default="json")
 @click.pass_obj
 def get_service(session: Session, name: str) -> None:
     """The registry's entry of a service, as JSON."""
-    as_json(session.call("registry", "Registry.GetService", {"service": name}))
+    request = {"service": name, "namespace": session.settings.namespace}
+    as_json(session.call("registry", "Registry.GetService", request))

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from micro_ray.settings import Settings
+from micro_ray.errors import Unavailable
 
 if TYPE_CHECKING:
+    from micro_ray.registry import Endpoint
     from micro_ray.router import Entry
     from micro_ray.sdk.blocking import Client
+    from micro_ray.settings import Bootstrap, Settings
 
-__all__ = ["Session"]
+__all__ = ["Session", "answers", "near"]
+
+#: Seconds that an address of another machine has to accept.
+DIAL = 2.0
 
 
 @dataclass
 class Session:
-    """``output`` is "table" or "json". The connection is made by the first call."""
+    """``output`` is "table", "json" or a form of the command's own. Settings are read when they are
+    needed, so that commands without need run whatever they say; the connection is made by the
+    first call."""
 
-    settings: Settings
     output: str = "table"
     _client: Client | None = field(default=None, repr=False)
+    _entries: list[Entry] | None = field(default=None, repr=False)
+
+    @cached_property
+    def settings(self) -> Settings:
+        from micro_ray.settings import load
+
+        return load()
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        from micro_ray.settings import bootstrap
+
+        return bootstrap(self.settings)
 
     @property
     def client(self) -> Client:
+        """Raises Unavailable at once when nobody listens where the platform should be."""
         if self._client is None:
+            routers = self.bootstrap.routers
+            if not any(answers(address) for address in routers):
+                left = any(os.path.exists(a.removeprefix("unix:")) for a in routers)
+                ended = " (its socket is left, the server has ended)" if left else ""
+                raise Unavailable(
+                    "client",
+                    f"no micro server at {routers[0]}{ended}; start one with `micro server`",
+                )
             from micro_ray.sdk.blocking import Client
-            from micro_ray.settings import bootstrap
 
-            self._client = Client(bootstrap(self.settings))
+            self._client = Client(self.bootstrap)
         return self._client
 
     def call(self, service: str, endpoint: str, value: Any = None, **options: Any) -> Any:
@@ -41,8 +72,57 @@ class Session:
         return self.client.stream(service, endpoint, value, **options)
 
     def entries(self) -> list[Entry]:
-        return self.client.entries()
+        """The services that can be called, asked for once."""
+        if self._entries is None:
+            self._entries = self.client.entries()
+        return self._entries
+
+    def known(self, entries: list[Entry]) -> None:
+        """Take over entries that were asked for otherwise."""
+        self._entries = entries
+
+    def entry(self, name: str) -> Entry | None:
+        """A service by its name, without regard to case: the version with most endpoints."""
+        found = [entry for entry in self.entries() if entry.service.lower() == name.lower()]
+        return max(found, key=lambda entry: len(entry.endpoints), default=None)
+
+    def endpoint(self, service: str, name: str) -> Endpoint | None:
+        """What is published of an endpoint (``Handler.Method``, or a method of the service's own
+        handler), None for one that is not."""
+        from micro_ray.wire.endpoints import endpoint_name, fold
+
+        entry = self.entry(service)
+        wanted = fold(name if "." in name else endpoint_name(service, name))
+        for endpoint in entry.endpoints if entry is not None else ():
+            if fold(endpoint.name) == wanted:
+                return endpoint
+        return None
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+def answers(address: str) -> bool:
+    """Whether somebody accepts connections at an address (``unix:/path`` or ``tcp:host:port``).
+    Raises BadRequest for what is none."""
+    from micro_ray.wire.address import parse
+
+    where = parse(address)
+    with contextlib.suppress(OSError):
+        if where.path:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(DIAL)
+                probe.connect(where.path)
+                return True
+        with socket.create_connection((where.host, where.port), timeout=DIAL):
+            return True
+    return False
+
+
+def near(word: str, names: Sequence[str]) -> list[str]:
+    """The names that a word may have meant, nearest first."""
+    import difflib
+
+    folded = {name.lower(): name for name in names}
+    return [folded[name] for name in difflib.get_close_matches(word.lower(), folded, n=3)]

@@ -3,99 +3,140 @@
 from __future__ import annotations
 
 import base64
-import re
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from micro_ray.cli.output import as_json, columns
+from micro_ray.cli.arguments import Numbers, duration, pairs
+from micro_ray.cli.group import Subcommands
+from micro_ray.cli.output import as_json, bytes_out, columns, lines, output, raw
 from micro_ray.cli.session import Session
-from micro_ray.errors import BadRequest, NotFound
+from micro_ray.errors import NotFound
+from micro_ray.wire.store_records import to_text
 
 __all__ = ["store"]
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def _place(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("-t", "--table", default="micro", show_default=True)(command)
-    return click.option("-d", "--database", default="micro", show_default=True)(command)
+    command = click.option(
+        "-t", "--table", default="micro", show_default=True, help="The table, made at first use."
+    )(command)
+    return _database(command)
+
+
+def _database(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-d", "--database", default="micro", show_default=True, help="The database."
+    )(command)
 
 
 def _page(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("-l", "--limit", default=0, help="At most so many (0: all).")(command)
-    command = click.option("--offset", default=0, help="Leave so many out.")(command)
-    return click.option("--order", type=click.Choice(["asc", "desc"]), default="asc")(command)
+    for option in (
+        click.option(
+            "--order", type=click.Choice(["asc", "desc"]), default="asc", help="By key (asc)."
+        ),
+        click.option("--offset", default=0, help="Leave so many out."),
+        click.option("-l", "--limit", default=0, help="At most so many (0: all)."),
+    ):
+        command = option(command)
+    return command
 
 
-@click.group()
+@click.group(cls=Subcommands)
 def store() -> None:
     """Read and write records."""
 
 
-@store.command()
+@store.command(cls=Numbers)
 @click.argument("key")
 @click.option("-p", "--prefix", is_flag=True, help="All whose key begins so.")
 @click.option("-s", "--suffix", is_flag=True, help="All whose key ends so.")
 @_page
 @_place
-@click.option("-v", "--verbose", is_flag=True, help="With key and expiry.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@click.option("-v", "--verbose", is_flag=True, help="With key, expiry and version.")
+@output("raw")
 @click.pass_obj
-def read(session: Session, /, verbose: bool, output: str | None, **request: Any) -> None:
-    """Print the value under KEY."""
+def read(session: Session, /, verbose: bool, **request: Any) -> None:
+    """Print the value under KEY, one a line where there are several.
+
+    Values that are not text, and all with `-o raw`, are written as they are, byte for byte.
+    """
     records = session.call("store", "Store.Read", request)["records"]
-    if (output or session.output) == "json":
+    if session.output == "json":
         as_json(records)
     elif not records:
         raise NotFound("store", "not found")
     elif verbose:
         columns(
             ("KEY", "VALUE", "EXPIRY", "VERSION"),
-            [(r["key"], r["value"], _expiry(r["expiry"]), r["version"]) for r in records],
+            [(r["key"], _shown(r), _expiry(r["expiry"]), r["version"]) for r in records],
         )
     else:
         for record in records:
-            if record["encoding"] == "base64":
-                sys.stdout.flush()
-                sys.stdout.buffer.write(base64.b64decode(record["value"]))
-                sys.stdout.buffer.flush()
+            value = _bytes(record)
+            if session.output == "raw":
+                raw(value)
             else:
-                click.echo(record["value"])
+                bytes_out(value, b"\n" if _is_text(value) else b"")
+
+
+def _bytes(record: dict[str, Any]) -> bytes:
+    value: str = record["value"]
+    return base64.b64decode(value) if record["encoding"] == "base64" else value.encode()
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        return "\0" not in value.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _shown(record: dict[str, Any]) -> str:
+    """A value for a table: text as it is, other bytes as base64."""
+    value = _bytes(record)
+    return value.decode() if _is_text(value) else base64.b64encode(value).decode()
 
 
 def _expiry(seconds: float | None) -> str:
     return "None" if seconds is None else f"{seconds:.0f}s"
 
 
-@store.command()
+@store.command(cls=Numbers)
 @click.argument("key")
 @click.argument("value", nargs=-1, required=True)
-@click.option("-e", "--expiry", default="", help="Like 90s, 5m, 1h30m.")
+@click.option("-e", "--expiry", default="", metavar="DURATION", help="Like 90s, 5m, 1h30m.")
 @click.option("--expected", type=int, help="Only over this version (0: only if it is not there).")
+@click.option("--metadata", multiple=True, metavar="K=V", help="Metadata of the record.")
 @_place
+@output()
 @click.pass_obj
 def write(
-    session: Session, /, key: str, value: tuple[str, ...], expiry: str, **request: Any
+    session: Session,
+    /,
+    key: str,
+    value: tuple[str, ...],
+    expiry: str,
+    metadata: tuple[str, ...],
+    **request: Any,
 ) -> None:
-    """Write VALUE (or standard input, for -) under KEY."""
-    text = " ".join(value)
-    if text == "-":
+    """Write VALUE (or standard input, for -) under KEY.
+
+    Several words are joined by spaces. A VALUE that begins with a dash comes after `--`.
+    """
+    data = os.fsencode(" ".join(value))
+    if value == ("-",):
         data = sys.stdin.buffer.read()
-        text, request["encoding"] = base64.b64encode(data).decode(), "base64"
+    request["value"], request["encoding"] = to_text(data)
     if expiry:
         request["expiry"] = duration(expiry)
-    session.call("store", "Store.Write", {"key": key, "value": text, **request})
-
-
-def duration(text: str) -> float:
-    """``1h30m`` in seconds. Raises BadRequest."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
-    if not parts or "".join(n + u for n, u in parts) != text:
-        raise BadRequest("cli", f"{text!r} is no duration, such as 90s, 5m or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    request["metadata"] = pairs(metadata, "--metadata")
+    record = session.call("store", "Store.Write", {"key": key, **request})
+    if session.output == "json":
+        as_json(record)
 
 
 @store.command("list")
@@ -103,20 +144,16 @@ def duration(text: str) -> float:
 @click.option("-s", "--suffix", default="", help="Keys that end so.")
 @_page
 @_place
-@click.option("-o", "--output", type=click.Choice(["table", "json"]))
+@output()
 @click.pass_obj
-def list_(session: Session, /, output: str | None, **request: Any) -> None:
+def list_(session: Session, /, **request: Any) -> None:
     """Print the keys."""
-    keys = session.call("store", "Store.List", request)["keys"]
-    if (output or session.output) == "json":
-        as_json(keys)
-    else:
-        for key in keys:
-            click.echo(key)
+    _names(session, session.call("store", "Store.List", request)["keys"])
 
 
-@store.command()
+@store.command(cls=Numbers)
 @click.argument("key")
+@click.option("--expected", type=int, help="Only this version.")
 @_place
 @click.pass_obj
 def delete(session: Session, /, **request: Any) -> None:
@@ -125,17 +162,24 @@ def delete(session: Session, /, **request: Any) -> None:
 
 
 @store.command()
+@output()
 @click.pass_obj
 def databases(session: Session) -> None:
     """Print the databases."""
-    for name in session.call("store", "Store.Databases")["databases"]:
-        click.echo(name)
+    _names(session, session.call("store", "Store.Databases")["databases"])
 
 
 @store.command()
-@click.option("-d", "--database", default="micro", show_default=True)
+@_database
+@output()
 @click.pass_obj
 def tables(session: Session, database: str) -> None:
     """Print the tables of a database."""
-    for name in session.call("store", "Store.Tables", {"database": database})["tables"]:
-        click.echo(name)
+    _names(session, session.call("store", "Store.Tables", {"database": database})["tables"])
+
+
+def _names(session: Session, found: list[str]) -> None:
+    if session.output == "json":
+        as_json(found)
+    else:
+        lines(found)
