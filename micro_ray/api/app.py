@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import re
@@ -12,25 +13,28 @@ from typing import Any
 
 import msgspec
 
-from micro_ray.api.body import build, read_body
+from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
 from micro_ray.api.metrics import Metrics
 from micro_ray.api.openapi import document
+from micro_ray.api.origins import Origins
 from micro_ray.api.paths import Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.websocket import serve_websocket
-from micro_ray.errors import Cancelled, InternalError, MicroError, Unavailable, make
+from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Api as ApiSettings
 
 __all__ = ["RESERVED", "Api"]
 
+log = logging.getLogger(__name__)
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 #: Paths of the door itself; services of these names are reached by ``/{service}/{endpoint}``.
-RESERVED = ("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico")
+RESERVED = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico"))
 #: Headers that go on to the service as metadata. Nothing that begins with ``micro-`` does: those
 #: are the platform's own.
 FORWARDED = ((b"tracestate", "tracestate"), (b"baggage", "baggage"),
@@ -38,9 +42,12 @@ FORWARDED = ((b"tracestate", "tracestate"), (b"baggage", "baggage"),
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
+#: Largest ``Retry-After``, in seconds.
+MAX_RETRY = 86_400
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+#: W3C Trace Context: version ff, and ids of zeros only, are invalid.
+_TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -62,6 +69,7 @@ class Api:
         self.namespace = namespace
         self.paths = Paths(table, namespace)
         self.metrics = Metrics()
+        self.origins = Origins(settings.cors_origins)
         self._table = table
         self._ready = ready
         self._version = version
@@ -85,40 +93,42 @@ class Api:
         path, method = scope["path"], scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id, metadata = self.metadata(headers)
-        service, code = "api", 200
-        metrics = self.metrics
+        service, code, stream = "api", 200, False
         try:
-            if path in RESERVED and method in ("GET", "HEAD"):
-                code = await self._own(path, method, request_id, send)
+            if path in RESERVED and method in ("GET", "HEAD", "OPTIONS"):
+                code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                await self._options(scope["path"], headers, request_id, send)
+                await self._options(self.paths.allowed(path), headers, request_id, send)
                 return
-            if metrics.in_flight >= self.settings.max_in_flight:
-                raise Unavailable("api", "too many requests are under way here", 1.0)
-            if len(scope["headers"]) > MAX_HEADERS:
-                raise make(431, "api", f"over {MAX_HEADERS} headers")
-            metrics.in_flight += 1
+            target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
+            service, stream = target.service, bool(target.stream)
+            self.metrics.in_flight += 1
             try:
-                lookup = "GET" if method == "HEAD" else method
-                target = self.paths.resolve(lookup, path, scope.get("raw_path") or b"")
-                service = target.service
-                if target.stream:
-                    await serve_stream(
+                if stream:
+                    code = await serve_stream(
                         self, scope, receive, send, target, headers, metadata, request_id
                     )
                 else:
                     await self._unary(scope, receive, send, target, headers, metadata, request_id)
             finally:
-                metrics.in_flight -= 1
+                self.metrics.in_flight -= 1
+        except ClientGone:
+            code = 499
         except MicroError as error:
             code = error.code
-            await self.send_error(error, request_id, send, headers)
+            await self.send_error(error, scope, request_id, send, headers)
         except asyncio.CancelledError:
             code = 499
             raise
+        except Exception:
+            code = 500
+            log.exception("request %s failed in the door", request_id.decode())
+            shown = f"the door failed; its log has {request_id.decode()}"
+            failure = InternalError("api", shown)
+            await self.send_error(failure, scope, request_id, send, headers)
         finally:
-            metrics.count(service, code, time.perf_counter() - begun)
+            self.metrics.count(service, code, None if stream else time.perf_counter() - begun)
 
     async def _unary(
         self,
@@ -130,15 +140,11 @@ class Api:
         metadata: dict[str, str],
         request_id: bytes,
     ) -> None:
-        settings = self.settings
-        method, body = scope["method"], b""
-        length = headers.get(b"content-length")
-        if length is not None or b"transfer-encoding" in headers or method == "POST":
-            if length is not None and length.isdigit() and int(length) > settings.max_body:
-                raise make(413, "api", f"body of {int(length)} bytes; {settings.max_body} allowed")
-            body = await read_body(receive, settings.max_body, settings.timeout)
-        content = headers.get(b"content-type", b"").decode("latin-1")
-        body, media = build(method, target, scope["query_string"], content, body)
+        settings, method, query = self.settings, scope["method"], scope["query_string"]
+        body = await read_body(receive, method, headers, settings.max_body, settings.timeout)
+        body, kind = build(method, target, query, headers, body)
+        if target.raw_in and (query or target.fields):
+            metadata |= field_metadata(target, query)
         gone = _Gone(receive)
         try:
             answer = await self.network.call(
@@ -147,18 +153,17 @@ class Api:
                 body,
                 namespace=self.namespace,
                 timeout=self.timeout(headers),
-                content=media,
+                content=kind,
                 metadata=metadata,
                 idempotent=method in ("GET", "HEAD"),
             )
         except asyncio.CancelledError:
             if gone.found:
-                raise Cancelled("api", "the client went away") from None
+                raise ClientGone("api", "the client went away") from None
             raise
         finally:
             gone.stop()
-        if target.response.get("contentEncoding") == "binary":
-            media = "application/octet-stream"
+        media = OCTETS if target.raw_out else MSGPACK if kind == MSGPACK else JSON
         await send(
             {
                 "type": "http.response.start",
@@ -167,13 +172,26 @@ class Api:
                     (b"content-type", media.encode()),
                     (b"content-length", b"%d" % len(answer)),
                     (b"x-request-id", request_id),
-                    *self.cors(headers),
+                    *self.origins.headers(headers),
                 ],
             }
         )
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer})
 
     # -- what streams and websockets need too ----------------------------------------------------
+
+    def admit(self, scope: Scope, method: str, headers: Mapping[bytes, bytes]) -> Target:
+        """The target of a request that may be served. Raises what says why not."""
+        if self.metrics.in_flight >= self.settings.max_in_flight:
+            raise Unavailable("api", "too many requests are under way here", 1.0)
+        if len(scope["headers"]) > MAX_HEADERS:
+            raise make(431, "api", f"over {MAX_HEADERS} headers")
+        target = self.paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
+        if b"origin" in headers or b"sec-fetch-site" in headers:
+            reads = target.read and method == "GET" and scope["type"] == "http"
+            if not reads:
+                self.origins.check(headers)
+        return target
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what goes on to the service."""
@@ -195,32 +213,34 @@ class Api:
                 metadata[key] = value.decode("latin-1")[:1024]
         return request_id, metadata
 
-    def timeout(self, headers: Mapping[bytes, bytes]) -> float:
-        """Seconds for the call: the client's ``timeout`` header within the settings' bound."""
+    def given_timeout(self, headers: Mapping[bytes, bytes]) -> float | None:
+        """The seconds of the client's ``timeout`` header, None without one."""
         given = headers.get(b"timeout")
         if given is None:
-            return self.settings.timeout
+            return None
         try:
             seconds = float(given)
         except ValueError:
             seconds = math.nan
         if not 0 < seconds < math.inf:
             raise make(400, "api", "header timeout: a number of seconds over 0")
-        return min(seconds, self.settings.timeout)
+        return seconds
 
-    def cors(self, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        allowed = self.settings.cors_origins
-        if not allowed:
-            return []
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if not origin or ("*" not in allowed and origin not in allowed):
-            return []
-        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+    def timeout(self, headers: Mapping[bytes, bytes]) -> float:
+        """Seconds for a unary call: the client's ``timeout`` within the settings' bound."""
+        given = self.given_timeout(headers)
+        return self.settings.timeout if given is None else min(given, self.settings.timeout)
 
     async def send_error(
-        self, error: MicroError, request_id: bytes, send: Send, headers: Mapping[bytes, bytes]
+        self,
+        error: MicroError,
+        scope: Scope,
+        request_id: bytes,
+        send: Send,
+        headers: Mapping[bytes, bytes],
+        prefix: str = "http.response.",
     ) -> None:
-        """The error as the whole answer."""
+        """The error as the whole answer; ``prefix`` is that of the ASGI messages."""
         form = error.to_dict()
         if not form["id"]:
             form["id"] = "api"
@@ -229,16 +249,25 @@ class Api:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", request_id),
-            *self.cors(headers),
+            *self.origins.headers(headers),
         ]
-        if error.retry_after is not None:
-            lines.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
-        await send({"type": "http.response.start", "status": error.code, "headers": lines})
-        await send({"type": "http.response.body", "body": body})
+        retry = error.retry_after
+        if retry is not None:
+            lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
+        if isinstance(error, MethodNotAllowed):
+            lines.append((b"allow", _allow(self.paths.allowed(scope["path"]))))
+        await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
+        body = b"" if scope.get("method") == "HEAD" else body
+        await send({"type": f"{prefix}body", "body": body})
 
     # -- the door's own paths --------------------------------------------------------------------
 
-    async def _own(self, path: str, method: str, request_id: bytes, send: Send) -> int:
+    async def _own(
+        self, path: str, method: str, headers: Mapping[bytes, bytes], request_id: bytes, send: Send
+    ) -> int:
+        if method == "OPTIONS":
+            await self._options(["GET"], headers, request_id, send)
+            return 200
         status, media = 200, b"application/json"
         if path == "/health":
             body = b'{"status":"ok"}'
@@ -253,7 +282,7 @@ class Api:
                 }
             )
         elif path == "/metrics":
-            body, media = self.metrics.text(), b"text/plain; version=0.0.4"
+            body, media = self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
             if self._openapi[0] != self._table.version:
                 self._openapi = (self._table.version, document(self._table, self.namespace))
@@ -262,31 +291,30 @@ class Api:
             status, body = 204, b""
         else:
             body = _encode({"name": "micro-ray", "version": self._version})
-        headers = [
-            (b"content-type", media),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", request_id),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        lines = [(b"x-request-id", request_id), *self.origins.headers(headers)]
+        if status != 204:
+            lines += [(b"content-type", media), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         return status
 
     async def _options(
-        self, path: str, headers: Mapping[bytes, bytes], request_id: bytes, send: Send
+        self, methods: list[str], headers: Mapping[bytes, bytes], request_id: bytes, send: Send
     ) -> None:
-        methods = ", ".join([*self.paths.allowed(path), "HEAD", "OPTIONS"]).encode()
-        lines = [(b"allow", methods), (b"content-length", b"0"), (b"x-request-id", request_id)]
-        cors = self.cors(headers)
-        if cors:
-            lines += [
-                *cors,
-                (b"access-control-allow-methods", methods),
-                (b"access-control-allow-headers", b"authorization, content-type, timeout, "
-                 b"traceparent, x-request-id"),
-                (b"access-control-max-age", b"600"),
-            ]  # fmt: skip
+        allow = _allow(methods)
+        lines = [
+            (b"allow", allow),
+            (b"content-length", b"0"),
+            (b"x-request-id", request_id),
+            *self.origins.preflight(headers, allow),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": lines})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _allow(methods: list[str]) -> bytes:
+    head = ["HEAD"] if "GET" in methods else []
+    return ", ".join([*methods, *head, "OPTIONS"]).encode()
 
 
 class _Gone:

@@ -13,7 +13,8 @@ MAX_SERVICES = 200
 
 
 class Metrics:
-    """Counted on one loop; ``text`` is what ``/metrics`` shows."""
+    """Counted on one loop; ``text`` is what ``/metrics`` shows. A service here is one that the
+    table has: what clients ask for in vain counts as "api"."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -22,7 +23,8 @@ class Metrics:
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._sum = 0.0
 
-    def count(self, service: str, code: int, seconds: float) -> None:
+    def count(self, service: str, code: int, seconds: float | None) -> None:
+        """One request that is over; ``seconds`` None leaves it out of the histogram."""
         key = (service, code)
         requests = self._requests
         if key in requests:
@@ -32,21 +34,32 @@ class Metrics:
                 key = ("other", code)
             self._services.add(key[0])
             requests[key] = requests.get(key, 0) + 1
-        self._buckets[bisect.bisect_left(BUCKETS, seconds)] += 1
-        self._sum += seconds
+        if seconds is not None:
+            self._buckets[bisect.bisect_left(BUCKETS, seconds)] += 1
+            self._sum += seconds
 
     def text(self) -> bytes:
-        lines = ["# TYPE micro_api_requests_total counter"]
+        """The exposition."""
+        lines = [
+            "# HELP micro_api_requests_total Requests that were answered, by service and status.",
+            "# TYPE micro_api_requests_total counter",
+        ]
         for (service, code), number in sorted(self._requests.items()):
             labels = f'service="{service}",code="{code}"'
             lines.append(f"micro_api_requests_total{{{labels}}} {number}")
-        lines.append("# TYPE micro_api_request_seconds histogram")
+        lines += [
+            "# HELP micro_api_request_seconds Seconds from request to answer, without streams.",
+            "# TYPE micro_api_request_seconds histogram",
+        ]
         total = 0
         for bound, number in zip((*BUCKETS, "+Inf"), self._buckets, strict=True):
             total += number
             lines.append(f'micro_api_request_seconds_bucket{{le="{bound}"}} {total}')
-        lines.append(f"micro_api_request_seconds_sum {self._sum:.6f}")
-        lines.append(f"micro_api_request_seconds_count {total}")
-        lines.append("# TYPE micro_api_in_flight gauge")
-        lines.append(f"micro_api_in_flight {self.in_flight}")
+        lines += [
+            f"micro_api_request_seconds_sum {self._sum:.6f}",
+            f"micro_api_request_seconds_count {total}",
+            "# HELP micro_api_in_flight Requests, streams and WebSockets being served.",
+            "# TYPE micro_api_in_flight gauge",
+            f"micro_api_in_flight {self.in_flight}",
+        ]
         return ("\n".join(lines) + "\n").encode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from micro_ray.api.paths import METHODS, methods_of, templates_of
 from micro_ray.registry import Endpoint
-from micro_ray.router import Entry
 from micro_ray.router.table import Table
 
 __all__ = ["document"]
@@ -24,19 +25,31 @@ _ERROR = {
     },
     "required": ["id", "code", "detail", "status"],
 }
+_BODILESS = ("get", "delete")
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9._-]")
+_PARAMETER = re.compile(r"\{([^{}]*)\}")
+_JSON, _LINES, _OCTETS = "application/json", "application/x-ndjson", "application/octet-stream"
+_ERROR_REF = {"$ref": "#/components/schemas/Error"}
+#: Deepest schema that is shown; beyond it anything goes.
+MAX_DEPTH = 64
 
 
 def document(table: Table, namespace: str) -> bytes:
-    """The document as JSON."""
+    """The document as JSON. An endpoint is shown at the templates it binds, or else at the path of
+    the rule; where two bind the same, the one whose service and name come first."""
     paths: dict[str, dict[str, Any]] = {}
+    spelled: dict[str, str] = {}
     schemas: dict[str, Any] = {"Error": _ERROR}
-    for entry in table.entries(namespace):
-        for endpoint in entry.endpoints:
-            path = _path(entry, endpoint)
-            methods = endpoint.metadata.get("method", "POST").lower().split(",")
-            for method in methods:
-                operation = _operation(entry, endpoint, schemas, method.strip())
-                paths.setdefault(path, {})[method.strip()] = operation
+    for service in table.services(namespace):
+        entry = table.entry(namespace, service)
+        for endpoint in sorted(entry.endpoints if entry else (), key=lambda e: e.name):
+            shown = _Shown(service, endpoint, schemas)
+            for path, method in _places(service, endpoint):
+                # Paths that differ in the names of their parameters only are one path.
+                path = spelled.setdefault(_PARAMETER.sub("{}", path), path)
+                operations = paths.setdefault(path, {})
+                if method not in operations:
+                    operations[method] = shown.operation(path, method)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -47,69 +60,120 @@ def document(table: Table, namespace: str) -> bytes:
     )
 
 
-def _path(entry: Entry, endpoint: Endpoint) -> str:
-    bound = endpoint.metadata.get("path", "").split(",")[0].strip()
-    if bound:
-        return bound
-    handler, _, method = endpoint.name.partition(".")
-    service = "/".join(entry.service.split("."))
-    return f"/{service}/{handler.lower()}/{method.lower()}"
+def _places(service: str, endpoint: Endpoint) -> Iterator[tuple[str, str]]:
+    """(path, method) of each place where an endpoint answers."""
+    templates = templates_of(endpoint)
+    methods = [m.lower() for m in methods_of(endpoint) if m in METHODS] or ["post"]
+    for template in templates:
+        for method in methods:
+            yield template.shown, method
+    if not templates:
+        handler, _, name = endpoint.name.partition(".")
+        yield f"/{service.replace('.', '/')}/{handler.lower()}/{name.lower()}", "post"
 
 
-def _operation(
-    entry: Entry, endpoint: Endpoint, schemas: dict[str, Any], method: str
-) -> dict[str, Any]:
-    name = f"{entry.service}.{endpoint.name}"
-    media = "application/json" if not endpoint.stream else "application/x-ndjson"
-    operation: dict[str, Any] = {
-        "operationId": name if method == "post" else f"{name}.{method}",
-        "tags": [entry.service],
-        "responses": {
-            "200": {
-                "description": "The answer",
-                "content": {media: {"schema": _schema(endpoint.response, name + ".r", schemas)}},
+class _Shown:
+    """One endpoint as operations; the definitions of its schemas become components."""
+
+    def __init__(self, service: str, endpoint: Endpoint, schemas: dict[str, Any]) -> None:
+        self._service = service
+        self._endpoint = endpoint
+        self._name = f"{service}.{endpoint.name}"
+        self._ids = 0
+        self._fields, self._required = _fields(endpoint.request)
+        self._request = _Schemas(endpoint.request, f"{self._name}.q", schemas)
+        self._response = _Schemas(endpoint.response, f"{self._name}.r", schemas)
+
+    def operation(self, path: str, method: str) -> dict[str, Any]:
+        """The operation of one place; each call gives another id."""
+        self._ids += 1
+        operation: dict[str, Any] = {
+            "operationId": self._name if self._ids == 1 else f"{self._name}-{self._ids}",
+            "tags": [self._service],
+            "responses": {
+                "200": {"description": "The answer", "content": self._answer()},
+                "default": {"description": "An error", "content": {_JSON: {"schema": _ERROR_REF}}},
             },
-            "default": {
-                "description": "An error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            },
-        },
-    }
-    if endpoint.metadata.get("description"):
-        operation["summary"] = endpoint.metadata["description"]
-    request = _schema(endpoint.request, name + ".q", schemas)
-    if method in ("get", "delete"):
-        properties = endpoint.request.get("properties", {})
-        captured = endpoint.metadata.get("path", "")
-        operation["parameters"] = [
-            {
-                "name": field,
-                "in": "path" if f"{{{field}" in captured else "query",
-                "required": f"{{{field}" in captured,
-                "schema": _renamed(schema, name + ".q"),
-            }
-            for field, schema in properties.items()
-        ]
-    else:
-        operation["requestBody"] = {"content": {media: {"schema": request}}}
-    return operation
-
-
-def _schema(schema: Mapping[str, Any], prefix: str, schemas: dict[str, Any]) -> Any:
-    """The schema with its definitions moved to the components, under names of this endpoint."""
-    for name, definition in schema.get("$defs", {}).items():
-        schemas[f"{prefix}.{name}"] = _renamed(definition, prefix)
-    return _renamed({k: v for k, v in schema.items() if k != "$defs"}, prefix)
-
-
-def _renamed(node: Any, prefix: str) -> Any:
-    if isinstance(node, Mapping):
-        return {
-            key: f"#/components/schemas/{prefix}.{value.rpartition('/')[2]}"
-            if key == "$ref" and isinstance(value, str)
-            else _renamed(value, prefix)
-            for key, value in node.items()
         }
-    if isinstance(node, list | tuple):
-        return [_renamed(item, prefix) for item in node]
-    return node
+        if self._endpoint.metadata.get("description"):
+            operation["summary"] = self._endpoint.metadata["description"]
+        captured = _PARAMETER.findall(path)
+        parameters = [self._parameter(name, "path", True) for name in captured]
+        if method in _BODILESS:
+            others = [name for name in self._fields if name not in captured]
+            parameters += [self._parameter(n, "query", n in self._required) for n in others]
+        else:
+            operation["requestBody"] = {"content": self._body()}
+        if parameters:
+            operation["parameters"] = parameters
+        return operation
+
+    def _parameter(self, name: str, where: str, required: bool) -> dict[str, Any]:
+        schema = self._request.show(self._fields.get(name, {"type": "string"}))
+        return {"name": name, "in": where, "required": required, "schema": schema}
+
+    def _body(self) -> dict[str, Any]:
+        if self._endpoint.request.get("contentEncoding") == "binary":
+            return {_OCTETS: {}}
+        media = _LINES if self._endpoint.stream in ("client", "bidi") else _JSON
+        return {media: {"schema": self._request.show(self._endpoint.request)}}
+
+    def _answer(self) -> dict[str, Any]:
+        if self._endpoint.response.get("contentEncoding") == "binary":
+            return {_OCTETS: {}}
+        schema = {"schema": self._response.show(self._endpoint.response)}
+        if self._endpoint.stream in ("server", "bidi"):
+            return {_LINES: schema, "text/event-stream": schema}
+        return {_JSON: schema}
+
+
+def _fields(request: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The fields of a request and those that must be there; a request may be a reference."""
+    schema: Any = request
+    for _ in range(8):
+        reference = schema.get("$ref")
+        definitions = request.get("$defs")
+        if not isinstance(reference, str) or not isinstance(definitions, Mapping):
+            break
+        schema = definitions.get(reference.rpartition("/")[2])
+        if not isinstance(schema, Mapping):
+            schema = {}
+    properties, required = schema.get("properties"), schema.get("required")
+    return (
+        properties if isinstance(properties, Mapping) else {},
+        tuple(required) if isinstance(required, list | tuple) else (),
+    )
+
+
+class _Schemas:
+    """The definitions of one schema as components, under names of their own."""
+
+    def __init__(self, root: Mapping[str, Any], prefix: str, schemas: dict[str, Any]) -> None:
+        self._prefix = prefix
+        definitions = root.get("$defs")
+        self._known = definitions if isinstance(definitions, Mapping) else {}
+        for name, definition in self._known.items():
+            schemas[self._component(name)] = self.show(definition)
+
+    def show(self, schema: Any) -> Any:
+        """A part of the schema that refers to the components; a dangling reference is dropped."""
+        return self._node(schema, MAX_DEPTH) if isinstance(schema, Mapping) else {}
+
+    def _component(self, name: str) -> str:
+        return _NOT_IN_NAMES.sub("_", f"{self._prefix}.{name}")
+
+    def _node(self, node: Any, depth: int) -> Any:
+        if depth == 0:
+            return {}
+        if isinstance(node, list | tuple):
+            return [self._node(item, depth - 1) for item in node]
+        if not isinstance(node, Mapping):
+            return node
+        shown = {k: self._node(v, depth - 1) for k, v in node.items() if k != "$defs"}
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            name = reference.rpartition("/")[2]
+            del shown["$ref"]
+            if name in self._known:
+                shown["$ref"] = f"#/components/schemas/{self._component(name)}"
+        return shown

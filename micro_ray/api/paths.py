@@ -10,10 +10,15 @@ path                  service      endpoint
 /v1/foo/bar           v1.foo       Foo.Bar
 ====================  ===========  =============
 
-Names match without regard to case, dashes and underscores. An endpoint may bind a path of its own
-by its metadata ``path`` (a template: ``/users/{id}``, ``/files/{name=**}``, ``*``, ``**``) and
-``method``; these win over the rule above, the most specific first: more literal segments, then
-fewer ``**``, then service and endpoint by name.
+Names match without regard to case, dashes and underscores. The handler of a service whose name has
+dots is its last part or all of it: ``/v1/foo/bar`` finds ``Foo.Bar`` and ``V1Foo.Bar``.
+
+An endpoint may bind paths of its own by its metadata ``path`` (a comma list of templates, see
+``templates.py``) and ``method`` (a comma list; none: any). These win over the rule above, the most
+specific first: more literal segments, then fewer ``**``, then service and endpoint by name. A
+template without a literal segment (``/**``, ``/{code}``) is taken only where the rule finds
+nothing, so that no service takes the paths of all others. A path whose templates are all for other
+methods goes by the rule too.
 """
 
 from __future__ import annotations
@@ -21,29 +26,37 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
+from micro_ray.api.templates import Template, parse
 from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound
-from micro_ray.registry import Endpoint
+from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
 
-__all__ = ["Paths", "Target"]
+__all__ = ["METHODS", "Paths", "Target", "methods_of", "templates_of"]
 
 MAX_PATH = 4096
-#: Resolved paths that are remembered.
+#: Templates that one endpoint may bind; further ones are passed over.
+MAX_TEMPLATES = 16
+#: Resolved paths that are remembered, and the longest of them.
 CACHE = 10_000
+CACHED_PATH = 256
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _VERSION = re.compile(r"v[0-9]+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_PART = re.compile(r"\{([A-Za-z_][\w.]*)(?:=([^}]*))?\}|\*\*|\*|[^{}*]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_DOTS = re.compile(r"/\.\.?(?:/|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a request goes; ``fields`` were captured from the path."""
+    """Where a request goes; ``fields`` were captured from the path. ``raw_in`` and ``raw_out`` say
+    that request and answer are bytes that mean nothing to the door; ``read`` that the endpoint
+    binds GET itself, and so only reads."""
 
     service: str
     endpoint: str
@@ -51,18 +64,40 @@ class Target:
     request: Mapping[str, Any] = field(default_factory=dict)
     response: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
+    raw_in: bool = False
+    raw_out: bool = False
+    read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Template:
-    pattern: re.Pattern[str]
+class _Bound:
+    """A template with what it leads to."""
+
+    template: Template
     methods: tuple[str, ...]
-    order: tuple[int, int, str, str]
     target: Target
 
 
 def fold(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
+
+
+def templates_of(endpoint: Endpoint) -> list[Template]:
+    """The templates an endpoint binds. One that cannot be read is passed over: one service's
+    mistake must not take the door down."""
+    found = []
+    for text in endpoint.metadata.get("path", "").split(",", MAX_TEMPLATES)[:MAX_TEMPLATES]:
+        try:
+            found.append(parse(text.strip()))
+        except ValueError:
+            continue
+    return found
+
+
+def methods_of(endpoint: Endpoint) -> tuple[str, ...]:
+    """The methods an endpoint binds its templates for; none is any."""
+    given = endpoint.metadata.get("method", "").upper().split(",")
+    return tuple(method.strip() for method in given if method.strip())
 
 
 class Paths:
@@ -73,7 +108,10 @@ class Paths:
         self._namespace = namespace
         self._version = -1
         self._cache: dict[tuple[str, str], Target] = {}
-        self._templates: list[_Template] = []
+        self._first: list[_Bound] = []
+        self._last: list[_Bound] = []
+        self._folded: dict[str, str] = {}
+        self._read: dict[str, list[Template]] = {}
 
     def resolve(self, method: str, path: str, raw: bytes = b"") -> Target:
         """Raises NotFound saying what is near, MethodNotAllowed, BadRequest for a bad path."""
@@ -83,100 +121,135 @@ class Paths:
         if found is not None:
             return found
         _check(path, raw)
-        target = self._by_template(method, path) or self._by_rule(method, path)
-        if len(self._cache) >= CACHE:
-            self._cache.clear()
-        self._cache[method, path] = target
+        target = self._find(method, path)
+        # What has a '%' is looked at again: another spelling of the same path may be a bad one.
+        if len(path) <= CACHED_PATH and "%" not in path:
+            if len(self._cache) >= CACHE:
+                self._cache.clear()
+            self._cache[method, path] = target
         return target
 
     def allowed(self, path: str) -> list[str]:
         """The methods that some endpoint has for a path."""
         if self._version != self._table.version:
             self._refresh()
-        bound = [m for t in self._templates if t.pattern.fullmatch(path) for m in t.methods]
-        return sorted(set(bound)) or list(METHODS)
+        bound = [b for b in (*self._first, *self._last) if b.template.match(path) is not None]
+        methods = {method for b in bound for method in b.methods or METHODS}
+        if not methods:
+            return list(METHODS)
+        try:
+            self._by_rule("POST", path)
+        except NotFound:
+            return sorted(methods)
+        return list(METHODS)
 
     def _refresh(self) -> None:
         self._version = self._table.version
         self._cache.clear()
-        self._templates = sorted(
-            (
-                template
-                for entry in self._table.entries(self._namespace)
-                for endpoint in entry.endpoints
-                if endpoint.metadata.get("path")
-                for template in _compile(entry, endpoint)
-            ),
-            key=lambda t: t.order,
-        )
+        read: dict[str, list[Template]] = {}
+        rows: list[_Bound] = []
+        self._folded = {}
+        for entry in self._table.entries(self._namespace):
+            self._folded[fold(entry.service)] = entry.service
+            for endpoint in entry.endpoints:
+                text = endpoint.metadata.get("path", "")
+                if not text:
+                    continue
+                # Reading a template costs far more than a change of the table may.
+                templates = self._read[text] if text in self._read else templates_of(endpoint)
+                read[text] = templates
+                methods = methods_of(endpoint)
+                target = replace(_target(entry, endpoint), read="GET" in methods)
+                rows += [_Bound(template=t, methods=methods, target=target) for t in templates]
+        self._read = read
+        rows.sort(key=_order)
+        self._first = [row for row in rows if row.template.literals]
+        self._last = [row for row in rows if not row.template.literals]
 
-    def _by_template(self, method: str, path: str) -> Target | None:
+    def _find(self, method: str, path: str) -> Target:
         others: list[str] = []
-        for template in self._templates:
-            match = template.pattern.fullmatch(path)
-            if match is None:
-                continue
-            if template.methods and method not in template.methods:
-                others += template.methods
-                continue
-            captured = {k.replace("__", "."): v for k, v in match.groupdict().items()}
-            return _target(template.target.service, template.target, captured)
-        if others:
-            raise MethodNotAllowed(
-                "api", f"{method} is not for {path}; use {', '.join(sorted(set(others)))}"
-            )
-        return None
+        target = _by_template(self._first, method, path, others)
+        if target is not None:
+            return target
+        try:
+            return self._by_rule(method, path)
+        except (NotFound, MethodNotAllowed) as error:
+            target = _by_template(self._last, method, path, others)
+            if target is not None:
+                return target
+            if others or isinstance(error, MethodNotAllowed):
+                use = ", ".join(sorted(set(others or METHODS)))
+                raise MethodNotAllowed("api", f"{method} is not for {path}; use {use}") from None
+            raise
 
     def _by_rule(self, method: str, path: str) -> Target:
         if method not in METHODS:
-            raise MethodNotAllowed("api", f"{method} is not served; use {', '.join(METHODS)}")
+            raise MethodNotAllowed("api", method)
         parts = [part for part in path.split("/") if part]
         if not parts:
-            raise NotFound("api", "no service is named")
-        if len(parts) > 1 and _VERSION.fullmatch(parts[0]):
+            raise NotFound("api", "no service is named; /openapi.json lists what there is")
+        if len(parts) > 1 and _VERSION.fullmatch(parts[0].lower()):
             parts = [f"{parts[0]}.{parts[1]}", *parts[2:]]
-        if len(parts) == 1:
-            service, handler, name = parts[0], parts[0].rpartition(".")[2], "call"
-        elif len(parts) == 2:
-            service, handler, name = parts[0], parts[0].rpartition(".")[2], parts[1]
+        handler, name = "", parts[-1] if len(parts) > 1 else "call"
+        if len(parts) > 2:
+            service, handler = ".".join(parts[:-2]), parts[-2]
         else:
-            service, (handler, name) = ".".join(parts[:-2]), parts[-2:]
-        entry = self._table.entry(self._namespace, service)
-        if entry is None:
-            near = self._table.near(self._namespace, service)
-            hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
-            raise NotFound("api", f"no service {service!r}{hint}")
-        wanted = fold(f"{handler}.{name}")
+            service = parts[0]
+        entry = self._entry(service)
+        wanted = {fold(f"{handler}.{name}")}
+        if not handler:
+            handler = service.rpartition(".")[2]
+            wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
         for endpoint in entry.endpoints:
-            if fold(endpoint.name) == wanted:
-                return _of(entry, endpoint)
+            if fold(endpoint.name) in wanted:
+                return _target(entry, endpoint)
         names = [endpoint.name for endpoint in entry.endpoints]
-        near = difflib.get_close_matches(f"{handler}.{name}", names, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
         raise NotFound(
             "api",
             f"no endpoint {handler}.{name} in {entry.service}; "
             f"there is {', '.join(near or names[:8]) or 'none'}",
         )
 
+    def _entry(self, service: str) -> Entry:
+        table, namespace = self._table, self._namespace
+        entry = table.entry(namespace, service)
+        if entry is None:
+            entry = table.entry(namespace, self._folded.get(fold(service), ""))
+        if entry is not None:
+            return entry
+        near = table.near(namespace, service) if len(service) <= MAX_NAME else []
+        hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
+        raise NotFound("api", f"no service {service!r}{hint}")
 
-def _of(entry: Entry, endpoint: Endpoint) -> Target:
+
+def _order(row: _Bound) -> tuple[int, int, str, str]:
+    template, target = row.template, row.target
+    return (-template.literals, template.rests, target.service, target.endpoint)
+
+
+def _by_template(rows: list[_Bound], method: str, path: str, others: list[str]) -> Target | None:
+    """The target of the first template that fits; ``others`` gets the methods of those that fit
+    but for the method."""
+    for row in rows:
+        fields = row.template.match(path)
+        if fields is None:
+            continue
+        if not row.methods or method in row.methods:
+            return replace(row.target, fields=fields) if fields else row.target
+        others += row.methods
+    return None
+
+
+def _target(entry: Entry, endpoint: Endpoint) -> Target:
     return Target(
         service=entry.service,
         endpoint=endpoint.name,
         stream=endpoint.stream,
         request=endpoint.request,
         response=endpoint.response,
-    )
-
-
-def _target(service: str, target: Target, fields: Mapping[str, str]) -> Target:
-    return Target(
-        service=service,
-        endpoint=target.endpoint,
-        stream=target.stream,
-        request=target.request,
-        response=target.response,
-        fields=fields,
+        raw_in=endpoint.request.get("contentEncoding") == "binary",
+        raw_out=endpoint.response.get("contentEncoding") == "binary",
     )
 
 
@@ -185,60 +258,14 @@ def _check(path: str, raw: bytes) -> None:
         raise BadRequest("api", f"path over {MAX_PATH} characters")
     if b"%" in raw and _BAD_ESCAPE.search(raw):
         raise BadRequest("api", "path has a '%' that is not followed by two hexadecimal digits")
-    if "�" in path:
-        raise BadRequest("api", "path is not UTF-8")
-    if any(ord(c) < 32 or ord(c) == 127 for c in path):
-        raise BadRequest("api", "path has control characters")
-    if "/../" in f"{path}/" or "/./" in f"{path}/":
-        raise BadRequest("api", "path has '.' or '..' segments")
-
-
-def _compile(entry: Entry, endpoint: Endpoint) -> list[_Template]:
-    """The templates an endpoint binds (a comma list); one that does not parse is passed over, as
-    one service's mistake must not take the door down."""
-    rows = []
-    methods = tuple(
-        m.strip().upper() for m in endpoint.metadata.get("method", "").split(",") if m.strip()
-    )
-    for text in endpoint.metadata["path"].split(","):
-        template = text.strip()
-        if not template.startswith("/") or len(template) > 512:
-            continue
+    if (
+        "\ufffd" in path
+    ):  # what the server put in the place of bytes that are no UTF-8, or a real one
         try:
-            pattern = re.compile(_regex(template))
-        except (re.error, ValueError):
-            continue
-        literal = sum(
-            1 for part in template.split("/") if part and "{" not in part and "*" not in part
-        )
-        rows.append(
-            _Template(
-                pattern=pattern,
-                methods=methods,
-                order=(-literal, template.count("**"), entry.service, endpoint.name),
-                target=_of(entry, endpoint),
-            )
-        )
-    return rows
-
-
-def _regex(template: str) -> str:
-    """``{id}`` is one segment, ``{name=**}`` the rest, ``*`` one segment, ``**`` any number."""
-    out, position = [], 0
-    for match in _PART.finditer(template):
-        if match.start() != position:
-            raise ValueError(template)
-        position = match.end()
-        name, inner = match[1], match[2]
-        if name is not None:
-            body = _regex(inner) if inner else "[^/]+"
-            out.append(f"(?P<{name.replace('.', '__')}>{body})")
-        elif match[0] == "**":
-            out.append(".*")
-        elif match[0] == "*":
-            out.append("[^/]+")
-        else:
-            out.append(re.escape(match[0]))
-    if position != len(template):
-        raise ValueError(template)
-    return "".join(out)
+            unquote_to_bytes(raw or b"\xff").decode()
+        except UnicodeDecodeError:
+            raise BadRequest("api", "path is not UTF-8") from None
+    if _CONTROL.search(path):
+        raise BadRequest("api", "path has control characters")
+    if _DOTS.search(path):
+        raise BadRequest("api", "path has '.' or '..' segments")

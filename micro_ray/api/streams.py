@@ -1,18 +1,34 @@
 """Streaming endpoints over plain HTTP: answers as newline-delimited JSON or server-sent events,
-requests as newline-delimited JSON, neither ever held whole."""
+requests as newline-delimited JSON; bytes in pieces as they come. Neither is ever held whole.
+
+The fields of path and query are the request of an endpoint that takes one, together with the body;
+they are the first message for one that takes a stream. An error before the first answer is the
+whole answer, with its status; a later one is an event ``error``, or a last line ``{"error": ...}``.
+Bytes have no place for it: the response is broken off.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from micro_ray.api.body import build, query_fields, read_body
+from micro_ray.api.body import (
+    JSON,
+    OCTETS,
+    ClientGone,
+    build,
+    field_metadata,
+    kind_of,
+    merged,
+    read_body,
+)
 from micro_ray.api.paths import Target
-from micro_ray.errors import BadRequest, Cancelled, MicroError, TooLarge
+from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
 from micro_ray.network import Stream
 
 if TYPE_CHECKING:
@@ -20,8 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_stream"]
 
-#: Seconds of silence after which a comment keeps a server-sent event stream alive.
-HEARTBEAT = 15.0
+log = logging.getLogger(__name__)
+
+#: Content types whose lines are messages; curl's own default for ``-d`` and ``-T`` among them.
+LINES = (
+    JSON,
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/x-jsonlines",
+    "application/x-www-form-urlencoded",
+    OCTETS,
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -35,48 +61,79 @@ async def serve_stream(
     headers: Mapping[bytes, bytes],
     metadata: dict[str, str],
     request_id: bytes,
-) -> None:
-    """Serve one streaming call; the client's leaving cancels it."""
+) -> int:
+    """Serve one streaming call; the client's leaving cancels it. Gives the code to count."""
+    if scope["http_version"] == "1.0":
+        raise BadRequest("api", f"{target.endpoint} streams, which takes HTTP/1.1")
+    query, method = scope["query_string"], scope["method"]
+    if target.raw_in and (query or target.fields):
+        metadata |= field_metadata(target, query)
+    first: list[bytes] = []
     takes_stream = target.stream in ("client", "bidi")
-    first = b""
-    if not takes_stream:
-        body = b""
-        if scope["method"] not in ("GET", "HEAD", "DELETE"):
-            body = await read_body(receive, api.settings.max_body, api.settings.timeout)
-        content = headers.get(b"content-type", b"").decode("latin-1")
-        first, _ = build(scope["method"], target, scope["query_string"], content, body)
+    if takes_stream:
+        content = _content(target, headers)
+        if not target.raw_in and (query or target.fields):
+            first.append(_encode(merged(target, query, {})))
+    else:
+        settings = api.settings
+        body = await read_body(receive, method, headers, settings.max_body, settings.timeout)
+        body, content = build(method, target, query, headers, body)
+        if content != JSON and not target.raw_in:
+            raise UnsupportedMedia("api", f"{target.endpoint} streams; send {JSON}")
+        first.append(body)
     stream = await api.network.open(
-        target.service, target.endpoint, namespace=api.namespace, metadata=metadata
+        target.service,
+        target.endpoint,
+        namespace=api.namespace,
+        timeout=api.given_timeout(headers),
+        content=content,
+        metadata=metadata,
     )
-    events = b"text/event-stream" in headers.get(b"accept", b"")
-    out = _Answer(api, send, target, headers, request_id, events=events)
+    answer = _Answer(api, send, target, headers, request_id, only_head=method == "HEAD")
+    more = _messages(receive, target, api.settings.max_body) if takes_stream else None
     async with stream:
-        if takes_stream:
-            feed = _feed(stream, receive, target, scope["query_string"], api.settings.max_body)
+        return await _both_ways(stream, answer, _feed(stream, receive, first, more))
+
+
+def _content(target: Target, headers: Mapping[bytes, bytes]) -> str:
+    kind = kind_of(headers)
+    if target.raw_in:
+        return kind if b"content-type" in headers else OCTETS
+    if kind not in LINES:
+        raise UnsupportedMedia(
+            "api", f"content type {kind!r}; send newline-delimited JSON as application/x-ndjson"
+        )
+    return JSON
+
+
+async def _both_ways(stream: Stream, answer: _Answer, feed: Any) -> int:
+    """Feed and pour until the answer ends, the client goes, or either fails."""
+    feeding = asyncio.create_task(feed)
+    pouring = asyncio.create_task(answer.pour(stream))
+    try:
+        await asyncio.wait({feeding, pouring}, return_when=asyncio.FIRST_COMPLETED)
+        if not pouring.done():
+            await feeding  # it ends by an error only
+        await pouring
+    except ClientGone:
+        raise
+    except Exception as raised:
+        pouring.cancel()
+        await asyncio.gather(pouring, return_exceptions=True)
+        if not answer.started:
+            raise
+        if isinstance(raised, MicroError):
+            error = raised
         else:
-            await stream.send(first)
-            await stream.end()
-            feed = _until_gone(receive)
-        sender = asyncio.create_task(feed)
-        answers = asyncio.create_task(out.pour(stream))
-        try:
-            # The one that fails first says why; answers that end are the end of the call.
-            done, _ = await asyncio.wait({sender, answers}, return_when=asyncio.FIRST_COMPLETED)
-            if sender in done and answers not in done:
-                await sender
-                await answers
-            else:
-                await answers
-        except MicroError as error:
-            answers.cancel()
-            await asyncio.gather(answers, return_exceptions=True)
-            if not out.started or isinstance(error, Cancelled):
-                raise
-            await out.fail(error)
-        finally:
-            for task in (sender, answers):
-                task.cancel()
-            await asyncio.gather(sender, answers, return_exceptions=True)
+            log.exception("a stream failed in the door")
+            error = InternalError("api", "the door failed; its log says how")
+        await answer.fail(error)
+        return error.code
+    finally:
+        for task in (feeding, pouring):
+            task.cancel()
+        await asyncio.gather(feeding, pouring, return_exceptions=True)
+    return 200
 
 
 class _Answer:
@@ -91,22 +148,37 @@ class _Answer:
         headers: Mapping[bytes, bytes],
         request_id: bytes,
         *,
-        events: bool,
+        only_head: bool,
     ) -> None:
         self.started = False
-        self._api = api
         self._send = send
-        self._headers = headers
-        self._request_id = request_id
-        self._events = events
-        self._raw = target.response.get("contentEncoding") == "binary"
+        self._only_head = only_head
+        self._heartbeat = api.settings.heartbeat
+        self._raw = target.raw_out
         self._single = target.stream == "client"
+        # Bytes are no text: they cannot be events.
+        self._events = not self._raw and b"text/event-stream" in headers.get(b"accept", b"")
+        media = b"application/x-ndjson"
+        if self._events:
+            media = b"text/event-stream"
+        elif self._raw:
+            media = OCTETS.encode()
+        elif self._single:
+            media = JSON.encode()
+        self._headers = [
+            (b"content-type", media),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", request_id),
+            *api.origins.headers(headers),
+        ]
 
     async def pour(self, stream: Stream) -> None:
+        """Send the messages as they come. To a HEAD request, what the first one decides."""
+        beat = self._heartbeat if self._events else None
         while True:
-            message: bytes | None
             try:
-                async with asyncio.timeout(HEARTBEAT if self._events else None):
+                async with asyncio.timeout(beat):
                     message = await stream.receive()
             except TimeoutError:
                 await self._chunk(b": still here\n\n")
@@ -114,70 +186,82 @@ class _Answer:
             if message is None:
                 break
             await self._chunk(self._framed(message))
+            if self._only_head:
+                break
         if not self.started:
             await self._chunk(b"")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _framed(self, message: bytes) -> bytes:
+        if self._raw:
+            return message
         if self._events:
-            lines = message.split(b"\n")
+            lines = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
             return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
-        return message if self._raw else message + b"\n"
+        if self._single:
+            return message
+        # A line break in JSON is white space.
+        return (message.replace(b"\n", b" ") if b"\n" in message else message) + b"\n"
 
     async def _chunk(self, data: bytes) -> None:
         if not self.started:
             self.started = True
-            media = b"application/x-ndjson"
-            if self._events:
-                media = b"text/event-stream"
-            elif self._raw:
-                media = b"application/octet-stream"
-            elif self._single:
-                media = b"application/json"
-            await self._send(
-                {
-                    "type": "http.response.start",
-                    "status": 200,
-                    "headers": [
-                        (b"content-type", media),
-                        (b"cache-control", b"no-store"),
-                        (b"x-request-id", self._request_id),
-                        *self._api.cors(self._headers),
-                    ],
-                }
-            )
+            head = {"type": "http.response.start", "status": 200, "headers": self._headers}
+            await self._send(head)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def fail(self, error: MicroError) -> None:
-        """An error after the answer has begun: as an event, or as a last line."""
+        """An error after the answer has begun. A response of bytes is left without its end: the
+        server closes the connection, and the client knows that something is missing."""
         form = _encode(error.to_dict())
         if self._events:
             form = b"event: error\ndata: %b\n\n" % form
         elif not self._raw:
             form = b'{"error":%b}\n' % form
         else:
-            # Bytes have no place for an error: break the response off, so that the client knows.
-            raise error
+            return
         await self._send({"type": "http.response.body", "body": form, "more_body": False})
 
 
-async def _until_gone(receive: Any) -> None:
+async def _feed(
+    stream: Stream, receive: Any, first: list[bytes], more: AsyncGenerator[bytes, None] | None
+) -> None:
+    """Send what the client sends, then wait until it goes. Raises ClientGone at the latest."""
+    if await _sent(stream, first, more):
+        await stream.end()
     while (await receive())["type"] != "http.disconnect":
         pass
-    raise Cancelled("api", "the client went away")
+    raise ClientGone("api", "the client went away")
 
 
-async def _feed(stream: Stream, receive: Any, target: Target, query: bytes, limit: int) -> None:
-    """The request's body as messages: lines of JSON, or pieces as they come for bytes. Fields of
-    the query are a first message of their own."""
-    if query:
-        await stream.send(_encode(query_fields(query, target)))
-    raw = target.request.get("contentEncoding") == "binary"
-    pieces = _pieces(receive)
-    async with contextlib.aclosing(pieces if raw else _lines(pieces, limit)) as messages:
-        async for message in messages:
-            await stream.send(message)
-    await stream.end()
+async def _sent(
+    stream: Stream, first: list[bytes], more: AsyncGenerator[bytes, None] | None
+) -> bool:
+    """False when the call has ended meanwhile: its error, if any, comes from the other direction,
+    behind the answers that came before."""
+    for message in first:
+        if not await _send(stream, message):
+            return False
+    if more is not None:
+        async with contextlib.aclosing(more):
+            async for message in more:
+                if not await _send(stream, message):
+                    return False
+    return True
+
+
+async def _send(stream: Stream, message: bytes) -> bool:
+    try:
+        await stream.send(message)
+    except TooLarge:
+        raise
+    except MicroError:
+        return False
+    return True
+
+
+def _messages(receive: Any, target: Target, limit: int) -> AsyncGenerator[bytes, None]:
+    return _pieces(receive) if target.raw_in else _lines(_pieces(receive), limit)
 
 
 async def _pieces(receive: Any) -> AsyncGenerator[bytes, None]:
@@ -185,22 +269,30 @@ async def _pieces(receive: Any) -> AsyncGenerator[bytes, None]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Cancelled("api", "the client went away")
+            raise ClientGone("api", "the client went away")
         more = message.get("more_body", False)
         if message.get("body"):
             yield message["body"]
 
 
 async def _lines(pieces: AsyncGenerator[bytes, None], limit: int) -> AsyncGenerator[bytes, None]:
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield line
-        if len(rest) > limit:
-            raise TooLarge("api", f"line over {limit} bytes")
-    if rest.strip():
-        if rest[:1] not in b'{["-0123456789tfn ':
-            raise BadRequest("api", "the body is not newline-delimited JSON")
-        yield rest
+    """The lines that are not blank; none over ``limit`` bytes is gathered."""
+    begun: list[bytes] = []
+    size = 0
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            *ended, rest = piece.split(b"\n")
+            for line in ended:
+                if size + len(line) > limit:
+                    raise TooLarge("api", f"line over {limit} bytes")
+                whole = b"".join((*begun, line))
+                begun, size = [], 0
+                if whole.strip():
+                    yield whole
+            begun.append(rest)
+            size += len(rest)
+            if size > limit:
+                raise TooLarge("api", f"line over {limit} bytes")
+    whole = b"".join(begun)
+    if whole.strip():
+        yield whole

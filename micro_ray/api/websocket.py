@@ -1,22 +1,27 @@
 """Endpoints over WebSocket: each frame of the client is a message, each answer a frame.
 
-A unary endpoint is called once per frame. An endpoint that takes one request and streams takes it
-from the query string, or else from the first frame. An error is the last frame, as JSON, and the
-close code is 1011 (1008 for the client's own mistakes, 1009 for what is too large).
+A unary endpoint is called once per frame, one after the other. An endpoint that takes one request
+and streams takes it from path and query, or else from the first frame. For one that takes a stream,
+fields of path and query are the first message, and an empty text frame says that no more will come.
+
+What cannot be served is refused before the handshake, with its HTTP status. A later error is the
+last frame, as JSON, and the close code is 1011 (1008 for the client's own mistakes, 1009 for what
+is too large). The client's leaving cancels what is being served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from micro_ray.api.body import query_fields
+from micro_ray.api.body import OCTETS, build, field_metadata, merged
 from micro_ray.api.paths import Target
-from micro_ray.errors import MicroError, TooLarge
+from micro_ray.errors import BadRequest, InternalError, MethodNotAllowed, MicroError, TooLarge
 from micro_ray.network import Stream
 
 if TYPE_CHECKING:
@@ -24,106 +29,215 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_websocket"]
 
+log = logging.getLogger(__name__)
+
 _encode = msgspec.json.Encoder().encode
-
-
-async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None:
-    """Serve one WebSocket until either side ends it."""
-    headers: Mapping[bytes, bytes] = dict(scope["headers"])
-    _, metadata = api.metadata(headers)
-    await receive()  # websocket.connect
-    await send({"type": "websocket.accept"})
-    try:
-        target = api.paths.resolve("POST", scope["path"], scope.get("raw_path") or b"")
-        if target.stream:
-            await _streaming(api, scope, receive, send, target, metadata)
-        else:
-            await _calls(api, receive, send, target, metadata)
-        await _close(send, 1000)
-    except _GoneError:
-        return
-    except MicroError as error:
-        with contextlib.suppress(RuntimeError, OSError):
-            await _message(send, _encode(error.to_dict()), binary=False)
-            code = 1009 if isinstance(error, TooLarge) else 1008 if error.code < 500 else 1011
-            await _close(send, code)
 
 
 class _GoneError(Exception):
     """The client has closed."""
 
 
-async def _calls(
-    api: Api, receive: Any, send: Any, target: Target, metadata: dict[str, str]
-) -> None:
-    binary = target.response.get("contentEncoding") == "binary"
-    while True:
-        body = await _frame(receive)
-        answer = await api.network.call(
+async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None:
+    """Serve one WebSocket until either side ends it."""
+    headers: Mapping[bytes, bytes] = dict(scope["headers"])
+    request_id, metadata = api.metadata(headers)
+    service, code = "api", 101
+    await receive()  # websocket.connect
+    try:
+        target = _admit(api, scope, headers)
+        timeout = api.given_timeout(headers)
+        socket = _Socket(api, scope, receive, send, target, metadata, timeout)
+    except MicroError as error:
+        await _refuse(api, error, scope, request_id, send, headers)
+        api.metrics.count(service, error.code, None)
+        return
+    service = target.service
+    api.metrics.in_flight += 1
+    try:
+        await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id)]})
+        await (socket.stream() if target.stream else socket.calls())
+        await _close(send, 1000)
+    except _GoneError:
+        pass
+    except MicroError as error:
+        code = error.code
+        await _fail(send, error)
+    except OSError:
+        pass  # the server's word for a client that has gone
+    except Exception:
+        code = 500
+        log.exception("websocket %s failed in the door", request_id.decode())
+        shown = f"the door failed; its log has {request_id.decode()}"
+        await _fail(send, InternalError("api", shown))
+    finally:
+        api.metrics.in_flight -= 1
+        api.metrics.count(service, code, None)
+
+
+def _admit(api: Api, scope: Any, headers: Mapping[bytes, bytes]) -> Target:
+    """A handshake is a GET; a path that is bound for POST only is meant all the same."""
+    try:
+        return api.admit(scope, "GET", headers)
+    except MethodNotAllowed:
+        return api.admit(scope, "POST", headers)
+
+
+class _Socket:
+    """One accepted WebSocket and its endpoint. Raises BadRequest for bad fields in the query."""
+
+    def __init__(
+        self,
+        api: Api,
+        scope: Any,
+        receive: Any,
+        send: Any,
+        target: Target,
+        metadata: dict[str, str],
+        timeout: float | None,
+    ) -> None:
+        self._api = api
+        self._receive = receive
+        self._send = send
+        self._target = target
+        self._query = scope["query_string"]
+        self._timeout = timeout
+        self._metadata = metadata
+        self._content = OCTETS if target.raw_in else "application/json"
+        self._fields: bytes | None = None
+        if self._query or target.fields:
+            if target.raw_in:
+                metadata |= field_metadata(target, self._query)
+            else:
+                self._fields = _encode(merged(target, self._query, {}))
+
+    async def calls(self) -> None:
+        """A call per frame, until the client goes."""
+        frames: asyncio.Queue[bytes] = asyncio.Queue(1)
+        await _first_of(self._call_each(frames), self._read_ahead(frames))
+
+    async def _read_ahead(self, frames: asyncio.Queue[bytes]) -> None:
+        """Hold the next frame while a call is under way: so its client's leaving is seen."""
+        while True:
+            await frames.put(await self._frame() or b"")
+
+    async def _call_each(self, frames: asyncio.Queue[bytes]) -> None:
+        api, target = self._api, self._target
+        longest = api.settings.timeout
+        while True:
+            body, content = build("POST", target, self._query, {}, await frames.get())
+            answer = await api.network.call(
+                target.service,
+                target.endpoint,
+                body,
+                namespace=api.namespace,
+                timeout=min(self._timeout or longest, longest),
+                content=content,
+                metadata=self._metadata,
+            )
+            await self._answer(answer)
+
+    async def stream(self) -> None:
+        """One call, until its answer ends."""
+        target = self._target
+        first = self._fields
+        if first is None and target.stream == "server":
+            first = await self._frame() or b""
+        opened = await self._api.network.open(
             target.service,
             target.endpoint,
-            body,
-            namespace=api.namespace,
-            timeout=api.settings.timeout,
-            metadata=metadata,
+            namespace=self._api.namespace,
+            timeout=self._timeout,
+            content=self._content,
+            metadata=self._metadata,
         )
-        await _message(send, answer, binary=binary)
+        async with opened as stream:
+            await _first_of(self._pour(stream), self._feed(stream, first))
 
-
-async def _streaming(
-    api: Api, scope: Any, receive: Any, send: Any, target: Target, metadata: dict[str, str]
-) -> None:
-    stream = await api.network.open(
-        target.service, target.endpoint, namespace=api.namespace, metadata=metadata
-    )
-    binary = target.response.get("contentEncoding") == "binary"
-    query = scope["query_string"]
-    async with stream:
-        if query:
-            await stream.send(_encode(query_fields(query, target)))
-        if target.stream == "server":
-            if not query:
-                await stream.send(await _frame(receive))
+    async def _feed(self, stream: Stream, first: bytes | None) -> None:
+        """Ends by an error only: at the latest the client's leaving."""
+        takes_stream = self._target.stream != "server"
+        open_ = first is None or await _sent(stream, first)
+        while takes_stream:
+            frame = await self._frame()
+            if frame is None:
+                break
+            open_ = open_ and await _sent(stream, frame)
+        if open_:
             await stream.end()
-        sender = asyncio.create_task(_feed(stream, receive))
-        answers = asyncio.create_task(_pour(stream, send, binary))
-        try:
-            await asyncio.wait({sender, answers}, return_when=asyncio.FIRST_COMPLETED)
-            if not answers.done():
-                await sender
-            await answers
-        finally:
-            for task in (sender, answers):
-                task.cancel()
-            await asyncio.gather(sender, answers, return_exceptions=True)
+        await self._frame()
+        said = "said that no more will come" if takes_stream else "has had its one request"
+        raise BadRequest("api", f"a frame too many: {self._target.endpoint} {said}")
+
+    async def _pour(self, stream: Stream) -> None:
+        while (message := await stream.receive()) is not None:
+            await self._answer(message)
+
+    async def _frame(self) -> bytes | None:
+        """The next frame of the client, None for an empty text."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            raise _GoneError
+        if message.get("bytes") is not None:
+            return bytes(message["bytes"])
+        text: str = message.get("text") or ""
+        return text.encode() if text else None
+
+    async def _answer(self, body: bytes) -> None:
+        if not self._target.raw_out:
+            with contextlib.suppress(UnicodeDecodeError):
+                await self._send({"type": "websocket.send", "text": body.decode()})
+                return
+        await self._send({"type": "websocket.send", "bytes": body})
 
 
-async def _feed(stream: Stream, receive: Any) -> None:
-    while True:
-        await stream.send(await _frame(receive))
+async def _first_of(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
+    """Run both until the work is done or either fails; neither is left."""
+    working, watching = asyncio.create_task(work), asyncio.create_task(watch)
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            await watching
+        await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _pour(stream: Stream, send: Any, binary: bool) -> None:
-    while (message := await stream.receive()) is not None:
-        await _message(send, message, binary=binary)
+async def _sent(stream: Stream, message: bytes) -> bool:
+    """False when the call has ended: its error comes behind the answers that came before."""
+    try:
+        await stream.send(message)
+    except TooLarge:
+        raise
+    except MicroError:
+        return False
+    return True
 
 
-async def _frame(receive: Any) -> bytes:
-    message = await receive()
-    if message["type"] == "websocket.disconnect":
-        raise _GoneError
-    if message.get("bytes") is not None:
-        return bytes(message["bytes"])
-    return str(message.get("text") or "").encode()
+async def _refuse(
+    api: Api,
+    error: MicroError,
+    scope: Any,
+    request_id: bytes,
+    send: Any,
+    headers: Mapping[bytes, bytes],
+) -> None:
+    """The error in place of the handshake, where the server can say it."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        prefix = "websocket.http.response."
+        await api.send_error(error, scope, request_id, send, headers, prefix)
+    else:
+        await _close(send, 1008)
 
 
-async def _message(send: Any, body: bytes, *, binary: bool) -> None:
-    if not binary:
-        with contextlib.suppress(UnicodeDecodeError):
-            await send({"type": "websocket.send", "text": body.decode()})
-            return
-    await send({"type": "websocket.send", "bytes": body})
+async def _fail(send: Any, error: MicroError) -> None:
+    with contextlib.suppress(RuntimeError, OSError):
+        await send({"type": "websocket.send", "text": _encode(error.to_dict()).decode()})
+        code = 1009 if isinstance(error, TooLarge) else 1008 if error.code < 500 else 1011
+        await _close(send, code, error.status)
 
 
-async def _close(send: Any, code: int) -> None:
-    await send({"type": "websocket.close", "code": code})
+async def _close(send: Any, code: int, reason: str = "") -> None:
+    await send({"type": "websocket.close", "code": code, "reason": reason})

@@ -1,8 +1,7 @@
 """A listener that a door's replica runs by itself: uvicorn on a shared port.
 
-Replicas on a node share the port by ``SO_REUSEPORT``. uvicorn bounds neither the size of a header
-nor the time it may take to arrive; the protocol here does, so that slow or endless headers cost a
-connection and not the door.
+Replicas on a node share the port by ``SO_REUSEPORT``: the kernel gives each new connection to one
+of them.
 """
 
 from __future__ import annotations
@@ -15,81 +14,81 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from micro_ray.errors import Conflict, Unavailable
+from micro_ray.serve.protocols import HttpProtocol, protocols
 from micro_ray.settings import Api as ApiSettings
 
 __all__ = ["Listener"]
 
 BACKLOG = 2048
-
-
-def _protocol(settings: ApiSettings) -> type[asyncio.Protocol]:
-    class BoundedProtocol(HttpToolsProtocol):
-        """Counts what arrives before a request's headers are complete."""
-
-        _head = 0
-        _late: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait_for_head()
-
-        def data_received(self, data: bytes) -> None:
-            waiting = self._late is not None
-            super().data_received(data)
-            if waiting and self._late is not None:
-                self._head += len(data)
-                if self._head > settings.max_headers:
-                    self._refuse(b"431 Request Header Fields Too Large", b"headers too large")
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            if self._late is None:
-                self._wait_for_head()
-
-        def on_headers_complete(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-            self._head = 0
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-            super().connection_lost(exc)
-
-        def _wait_for_head(self) -> None:
-            self._late = self.loop.call_later(settings.header_timeout, self._too_late)
-
-        def _too_late(self) -> None:
-            self._refuse(b"408 Request Timeout", b"headers did not arrive in time")
-
-        def _refuse(self, status: bytes, detail: bytes) -> None:
-            self._late = None
-            if self.transport.is_closing():
-                return
-            code = status[:3]
-            body = b'{"id":"api","code":%b,"detail":"%b","status":"%b"}' % (
-                code, detail, status[4:],
-            )  # fmt: skip
-            self.transport.write(
-                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n%b" % (status, len(body), body)
-            )
-            self.transport.close()
-
-    return BoundedProtocol
+#: Seconds of silence after which a connection is probed, between probes, and probes that may fail:
+#: a client whose machine has vanished is let go after about a minute and a half.
+PROBE_AFTER, PROBE_EVERY, PROBES = 60, 10, 3
+#: Seconds that what is cut off at the end of a drain has to end by itself, and then once more.
+LAST = 1.0
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.drain = 0.0
+        self.leave = asyncio.Event()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to the process, not to a listener in it."""
         yield
+
+    async def main_loop(self) -> None:
+        await self.leave.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leave the port without losing a connection, finish what is under way, close."""
+        state = self.server_state
+        # Closing a listening socket resets what the kernel has accepted and we have not; without a
+        # pause between the last look and the close, nothing is left there.
+        waiting = [found for listening in sockets or () for found in _accepted(listening)]
+        for server in self.servers:
+            server.close()
+        for listening in sockets or ():
+            listening.close()
+        loop = asyncio.get_running_loop()
+        for found in waiting:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, found)
+        for connection in list(state.connections):
+            connection.shutdown()
+        if await self._over(self.drain):
+            return
+        for connection in list(state.connections):
+            if isinstance(connection, HttpProtocol):
+                connection.give_up()
+            else:
+                connection.transport.abort()
+        if not await self._over(LAST):
+            for task in list(state.tasks):
+                task.cancel()
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await self._over(LAST)
+
+    async def _over(self, seconds: float) -> bool:
+        """Whether everything has ended within some seconds."""
+        state = self.server_state
+        end = asyncio.get_running_loop().time() + seconds
+        while state.connections or state.tasks:
+            if asyncio.get_running_loop().time() > end:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
 class Listener:
@@ -98,12 +97,13 @@ class Listener:
     def __init__(self, app: Any, host: str, port: int, settings: ApiSettings) -> None:
         self._host = host
         self._port = port
+        http, websocket = protocols(settings)
         self._server = _Server(
             uvicorn.Config(
                 app,
                 loop="none",
-                http=_protocol(settings),
-                ws="websockets-sansio",
+                http=http,
+                ws=websocket,
                 ws_max_size=settings.max_body,
                 lifespan="off",
                 access_log=False,
@@ -114,29 +114,13 @@ class Listener:
                 backlog=BACKLOG,
             )
         )
-        self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self.bound = port
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another program has the port, Unavailable when it cannot be
         bound."""
-        listening = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            listening.bind((self._host, self._port))
-        except OSError as error:
-            listening.close()
-            if error.errno == errno.EADDRINUSE:
-                raise Conflict(
-                    "api", f"port {self._port} on {self._host} is in use by another program"
-                ) from None
-            raise Unavailable(
-                "api", f"cannot listen on {self._host}:{self._port}: {error}"
-            ) from None
-        listening.setblocking(False)
-        self._socket = listening
+        listening = _listening(self._host, self._port)
         self.bound = listening.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
         while not self._server.started:
@@ -147,17 +131,50 @@ class Listener:
 
     @property
     def serving(self) -> bool:
-        return self._task is not None and not self._task.done() and not self._server.should_exit
+        """Whether connections are taken."""
+        return self._task is not None and not self._task.done()
 
     async def stop(self, drain: float = 25.0) -> None:
-        """Take no new connection, finish what is being served within ``drain`` seconds, close."""
+        """Take no new connection, finish what is being served within ``drain`` seconds, close.
+
+        A connection that is idle may bring one last request within a second; its answer says that
+        the connection closes. What is still under way at the end is answered with 502, or broken
+        off where the answer has begun. Idempotent.
+        """
         task, self._task = self._task, None
         if task is None:
             return
-        self._server.config.timeout_graceful_shutdown = int(drain)
-        self._server.should_exit = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain + 5):
-                await task
-        if self._socket is not None:
-            self._socket.close()
+        self._server.drain = drain
+        self._server.leave.set()
+        await task
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Connections inherit these.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise Conflict("api", f"port {port} on {host} is in use by another program") from None
+        raise Unavailable("api", f"cannot listen on {host}:{port}: {error}") from None
+    listening.setblocking(False)
+    return listening
+
+
+def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait at a listening socket."""
+    for _ in range(2 * BACKLOG):
+        try:
+            found, _address = listening.accept()
+        except OSError:
+            return
+        found.setblocking(False)
+        yield found
