@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from micro_ray.registry import Registry
 from micro_ray.store import Store
+from tests.fixtures import registries
 from tests.fixtures.stores import OPENERS, Clock
 
 
@@ -22,4 +24,18 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[S
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
         async with OPENERS[request.param](Path(folder), clock) as opened:
+            yield opened
+
+
+@pytest.fixture
+def ticks() -> registries.Clock:
+    return registries.Clock()
+
+
+@pytest.fixture(params=sorted(registries.OPENERS))
+async def registry(
+    request: pytest.FixtureRequest, ticks: registries.Clock
+) -> AsyncIterator[Registry]:
+    with tempfile.TemporaryDirectory(prefix="rg-") as folder:
+        async with registries.OPENERS[request.param](Path(folder), ticks) as opened:
             yield opened
