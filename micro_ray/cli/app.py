@@ -10,6 +10,7 @@ import click
 
 from micro_ray.cli.exits import Failed, Unrecognized, asks_json, say, say_system, say_usage
 from micro_ray.cli.group import Commands, Interrupted, ReaderGone
+from micro_ray.cli.output import Form
 from micro_ray.cli.session import Session
 from micro_ray.errors import MicroError
 
@@ -25,7 +26,7 @@ __all__ = ["cli", "run"]
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["table", "json"]),
+    type=Form(["table", "json"]),
     help="How to print (default: table); also after the command.",
 )
 @click.pass_context

@@ -19,7 +19,6 @@ from micro_ray.cli.dynamic import is_bytes, print_answer
 from micro_ray.cli.exits import MalformedEndpoint, Usage
 from micro_ray.cli.output import output
 from micro_ray.cli.session import Session
-from micro_ray.errors import MicroError
 
 if TYPE_CHECKING:
     from micro_ray.registry import Endpoint
@@ -103,26 +102,32 @@ def stream(
     _checked(endpoint)
     along = pairs(metadata, "--metadata", fold=True)
     found = session.endpoint(service, endpoint)
-    with _source(request_) as source:
-        sent = _messages(source, found)
-        for answer in session.stream(service, endpoint, sent, into=bytes, metadata=along):
-            print_answer(answer, found, session.output, line=True)
+    sent = _messages(_source(request_), found)
+    for answer in session.stream(service, endpoint, sent, into=bytes, metadata=along):
+        print_answer(answer, found, session.output, line=True)
 
 
 def _messages(source: BinaryIO, endpoint: Endpoint | None) -> bytes | AsyncIterator[bytes]:
     """What is sent: one message, or those of a stream."""
     binary = endpoint is not None and is_bytes(endpoint.request)
-    if endpoint is None or endpoint.stream not in ("client", "bidi"):
+    if endpoint is not None and endpoint.stream in ("client", "bidi"):
+        return _fed(_pieces(source) if binary else _rows(source))
+    with source:
         return source.read() if binary else _json(source.read())
-    if binary:
-        return _fed(iter(lambda: _piece(source), b""))
-    return _fed(_json(line) for line in iter(source.readline, b"") if line.strip())
 
 
-def _piece(source: BinaryIO) -> bytes:
+def _rows(source: BinaryIO) -> Iterator[bytes]:
+    with source:
+        for line in source:
+            if line.strip():
+                yield _json(line)
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
     """What there is, without waiting for more."""
-    piece: bytes = source.read1(PIECE)  # type: ignore[attr-defined]
-    return piece
+    with source:
+        while piece := source.read1(PIECE):  # type: ignore[attr-defined]
+            yield piece
 
 
 async def _fed(messages: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -148,7 +153,7 @@ async def _fed(messages: Iterator[bytes]) -> AsyncIterator[bytes]:
             try:
                 for message in messages:
                     put(message)
-            except (MicroError, OSError) as error:
+            except Exception as error:
                 put(error)
             else:
                 put(None)
@@ -160,11 +165,11 @@ async def _fed(messages: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield message
 
 
-def _source(text: str) -> contextlib.AbstractContextManager[BinaryIO]:
+def _source(text: str) -> BinaryIO:
     """The argument, ``-`` (standard input) or ``@file`` as something to read."""
     if text == "-":
-        # A reader of its own, never closed: a thread that waits in it must hold up nobody.
-        return contextlib.nullcontext(os.fdopen(os.dup(sys.stdin.fileno()), "rb"))
+        # A reader of its own: a thread that waits in it holds up nobody who ends this process.
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     if text.startswith("@"):
         return open(text[1:], "rb")
     return io.BytesIO(os.fsencode(text))

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 __all__ = [
+    "Form",
     "ago",
     "as_json",
     "bytes_out",
@@ -39,11 +40,18 @@ def output(*more: str, default: str = "table") -> Callable[[Any], Any]:
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(forms),
+        type=Form(forms),
         callback=_chosen,
         expose_value=False,
         help=f"How to print (default: {default}).",
     )
+
+
+class Form(click.Choice[str]):
+    """A form of output; ``-o=json`` is taken as ``-o json`` and ``-ojson`` are."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(value.removeprefix("="), param, ctx)
 
 
 def _chosen(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

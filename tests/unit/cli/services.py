@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -73,7 +73,7 @@ def toolbox() -> Service:
     @service.endpoint
     async def everything(request: Everything) -> dict[str, Any]:
         """Give back what came."""
-        return msgspec.to_builtins(request)
+        return asdict(request)
 
     @service.endpoint
     async def person(request: Person) -> Person:
@@ -85,11 +85,7 @@ def toolbox() -> Service:
 
     @service.endpoint
     async def nested(order: Nested) -> dict[str, Any]:
-        return msgspec.to_builtins(order)
-
-    @service.endpoint
-    async def listed(request: list[int]) -> int:
-        return sum(request)
+        return asdict(order)
 
     @service.endpoint
     async def nothing() -> None:

@@ -100,11 +100,12 @@ async def test_a_reader_that_is_not_there_at_all(terminal: Terminal, line: str) 
 
 
 async def test_a_full_disk_is_told(terminal: Terminal) -> None:
-    with open("/dev/full", "wb") as full:
-        process = await asyncio.create_subprocess_exec(
-            MICRO, "services", env=terminal.environ, stdout=full, stderr=subprocess.PIPE
-        )
-        code, said = await ended(process)
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        MICRO, "services", env=terminal.environ, stdout=full, stderr=subprocess.PIPE
+    )
+    os.close(full)
+    code, said = await ended(process)
     assert (code, said) == (1, "No space left on device\n")
 
 

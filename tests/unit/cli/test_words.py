@@ -42,7 +42,7 @@ async def test_a_word_that_is_far_from_any(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["store", "raed", "k"], "Unrecognized subcommand for micro store: raed. Did you mean read?"),
+        (["store", "raed"], "Unrecognized subcommand for micro store: raed. Did you mean read?"),
         (["network", "ndoes"], "Did you mean nodes? Please refer to 'micro network --help'"),
         (["get", "servce"], "Did you mean service?"),
         (["env", "rai"], "Did you mean ray?"),
