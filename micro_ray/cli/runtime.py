@@ -220,21 +220,22 @@ def _here(name: str) -> str:
 
 
 def _folder(source: str) -> tuple[Path, str]:
-    """The folder that SOURCE names, and the version after its ``@``."""
-    path, _, version = source.rpartition("@") if not Path(source).exists() else (source, "", "")
-    if not path:
-        path, version = (source, "")
+    """The folder that SOURCE names, and the version after its ``@``. Raises Usage for what is
+    elsewhere."""
+    if Path(source).exists():
+        return Path(source), ""
+    if _REMOTE.fullmatch(source):
+        raise Usage(
+            "cli",
+            f"{source} is not on this machine; sources from git are not supported yet: "
+            "clone it and run the folder",
+        )
+    path, _, version = source.rpartition("@") if "@" in source else (source, "", "")
     return Path(path or ".").expanduser(), version
 
 
 def _checked(folder: Path, command: bool) -> None:
     """Refuse what cannot run before it is sent anywhere."""
-    if not folder.exists() and _REMOTE.fullmatch(str(folder).replace(":/", "://", 1)):
-        raise Usage(
-            "cli",
-            f"{folder} is not on this machine; sources from git are not supported yet: "
-            "clone it and run the folder",
-        )
     if folder.is_dir() and not command and not (folder / "main.py").is_file():
         raise Usage(
             "cli",

@@ -51,7 +51,7 @@ async def state(town: Here) -> AsyncIterator[Path]:
         driver = ProcessDriver(
             folder,
             environ=service_environ(town.bootstrap, settings),
-            known=network.table.has,
+            known=lambda node: network.table.has("micro", node),
             anchor=os.getpid(),
             grace=2.0,
         )
