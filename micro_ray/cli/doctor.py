@@ -62,10 +62,9 @@ def _checks(session: Session) -> Iterator[Row]:
         folder = folder.parent
     yield disk(folder, shutil.disk_usage(folder).free)
     yield state(settings.state, folder)
-    name, up, text = server(session)
-    yield name, up, text
-    yield sockets(settings, up)
-    yield door(settings, up)
+    yield server(session)
+    yield sockets(settings, session.reached)
+    yield door(settings, session.reached)
 
 
 def python(version: Sequence[int]) -> Row:

@@ -95,7 +95,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if ctx.resilient_parsing:  # a shell asks for completions: never a word of complaint
-            return name, self._known_at_once(ctx, name), args[1:]
+            return name, self._known_at_once(ctx, name) or _nothing(name), args[1:]
         try:
             command = self.get_command(ctx, name)
         except Unavailable as error:
@@ -140,8 +140,10 @@ class Subcommands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
+        if self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
+        if ctx.resilient_parsing:
+            return args[0], _nothing(args[0]), args[1:]
         raise _unrecognized(args[0], near(args[0], self.list_commands(ctx)), ctx.info_name or "")
 
 
@@ -165,6 +167,11 @@ class Verbatim(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.args = list(args)
         return ctx.args
+
+
+def _nothing(name: str) -> click.Command:
+    """What a shell is told of a word that is none: nothing."""
+    return Verbatim(name, add_help_option=False)
 
 
 class _Program(Verbatim):

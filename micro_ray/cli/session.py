@@ -77,6 +77,11 @@ class Session:
             self._entries = self.client.entries()
         return self._entries
 
+    @property
+    def reached(self) -> bool:
+        """Whether the platform has answered."""
+        return self._entries is not None
+
     def known(self, entries: list[Entry]) -> None:
         """Take over entries that were asked for otherwise."""
         self._entries = entries

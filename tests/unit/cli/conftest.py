@@ -83,4 +83,4 @@ def lonely(here_folder: Path) -> Iterator[Terminal]:
     """A terminal where no server runs."""
     with tempfile.TemporaryDirectory(prefix="ml-") as name:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MICRO_", "_MICRO_"))}
-        yield Terminal(clean | {"MICRO_STATE": name}, here_folder)
+        yield Terminal(clean | {"MICRO_STATE": os.path.realpath(name)}, here_folder)
