@@ -16,7 +16,7 @@ nested object         ``--user_email=...``, or the whole as JSON: ``--user='{...
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from micro_ray.cli.exits import Usage
@@ -42,13 +42,13 @@ class Flag:
     whole: bool = False
 
 
-@dataclass(slots=True)
 class Given:
     """What a command line has given: values by flag, the form of output, whether help is asked."""
 
-    values: dict[str, list[str]] = field(default_factory=dict)
-    output: str = ""
-    help: bool = False
+    def __init__(self) -> None:
+        self.values: dict[str, list[str]] = {}
+        self.output = ""
+        self.help = False
 
 
 def takes_fields(schema: Schema) -> bool:

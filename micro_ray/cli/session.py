@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +23,15 @@ __all__ = ["Session", "answers", "near"]
 DIAL = 2.0
 
 
-@dataclass
 class Session:
     """``output`` is "table", "json" or a form of the command's own. Settings are read when they are
     needed, so that commands without need run whatever they say; the connection is made by the
     first call."""
 
-    output: str = "table"
-    _client: Client | None = field(default=None, repr=False)
-    _entries: list[Entry] | None = field(default=None, repr=False)
+    def __init__(self) -> None:
+        self.output = "table"
+        self._client: Client | None = None
+        self._entries: list[Entry] | None = None
 
     @cached_property
     def settings(self) -> Settings:

@@ -18,7 +18,6 @@ from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.client import WireDialer
-from micro_ray.wire.endpoints import endpoint_name
 from micro_ray.wire.router import Follower
 
 __all__ = ["AsyncClient"]
@@ -193,7 +192,11 @@ def _there(addresses: Sequence[str]) -> bool:
 
 
 def _full(service: str, endpoint: str) -> str:
-    return endpoint if "." in endpoint else endpoint_name(service, endpoint)
+    if "." in endpoint:
+        return endpoint
+    from micro_ray.wire.endpoints import endpoint_name  # late: callers need not load what serves
+
+    return endpoint_name(service, endpoint)
 
 
 def _body(value: Any) -> bytes:

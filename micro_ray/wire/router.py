@@ -7,15 +7,18 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from micro_ray.errors import MicroError
 from micro_ray.network import Dialer
 from micro_ray.router import Delta, Entry, Filter, Route
-from micro_ray.router.derive import Router
 from micro_ray.router.parts import join, split
 from micro_ray.router.table import Table
-from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Direct, decode, encode
+
+if TYPE_CHECKING:  # callers, who only follow, need not load what serves
+    from micro_ray.router.derive import Router
+    from micro_ray.wire.endpoints import Endpoints
 
 __all__ = ["Follower", "endpoints"]
 
@@ -27,6 +30,7 @@ BACKOFF = (0.01, 1.0)
 
 def endpoints(router: Router) -> Endpoints:
     """Service ``router``: lookups, the tables, and the watch that doors and clients hold."""
+    from micro_ray.wire.endpoints import Endpoints
 
     async def lookup(
         service: str,
