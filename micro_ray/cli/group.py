@@ -84,6 +84,8 @@ class Commands(click.Group):
             module = importlib.import_module(f"micro_ray.cli.{COMMANDS[name][0]}")
             command: click.Command = getattr(module, name)
             return command
+        if name == "help":
+            return _Help(name, help="The help of a command.", add_help_option=False)
         if re.fullmatch(r"[\w.-]+", name) and shutil.which(f"micro-{name}"):
             return _Program(name, help=f"The program micro-{name}.")
         from micro_ray.cli.dynamic import service_command
@@ -172,6 +174,19 @@ class Verbatim(click.Command):
 def _nothing(name: str) -> click.Command:
     """What a shell is told of a word that is none: nothing."""
     return Verbatim(name, add_help_option=False)
+
+
+class _Help(Verbatim):
+    """``micro help run`` is ``micro run --help``."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        parent = ctx.find_root()
+        if not ctx.args:
+            click.echo(parent.get_help())
+            return
+        parent.command.main(
+            args=[*ctx.args, "--help"], prog_name="micro", standalone_mode=False, obj=parent.obj
+        )
 
 
 class _Program(Verbatim):

@@ -131,6 +131,7 @@ def update(session: Session, /, source: str, name: str, no_wait: bool, **options
 
 @click.command()
 @click.argument("name", shell_complete=workloads)
+@output()
 @click.pass_obj
 def kill(session: Session, name: str) -> None:
     """Stop a service and forget it. NAME may be `.`, the service of this folder."""

@@ -155,6 +155,7 @@ def list_(session: Session, /, **request: Any) -> None:
 @click.argument("key")
 @click.option("--expected", type=int, help="Only this version.")
 @_place
+@output()
 @click.pass_obj
 def delete(session: Session, /, **request: Any) -> None:
     """Remove the record under KEY."""

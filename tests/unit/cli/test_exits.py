@@ -8,6 +8,7 @@ import pytest
 
 from micro_ray import errors
 from micro_ray.cli.exits import asks_json, exit_code
+from micro_ray.cli.session import Session
 from tests.fixtures.terminal import Terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -113,6 +114,19 @@ async def test_errors_as_json_after_the_command_too(terminal: Terminal) -> None:
         done = await terminal.inside(*args)
         assert done.code
         assert set(json.loads(done.err)) >= {"id", "code", "detail", "status"}, args
+
+
+async def test_anything_else(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has foreseen is 128, in one line, also as JSON."""
+
+    def burst(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(Session, "call", burst)
+    done = await terminal.inside("services")
+    assert (done.code, done.raw, done.err) == (128, b"", "ZeroDivisionError: by nothing\n")
+    done = await terminal.inside("services", "-o", "json")
+    assert (done.code, json.loads(done.err)["detail"]) == (128, "ZeroDivisionError: by nothing")
 
 
 async def test_the_fields_of_a_service_error_arrive(terminal: Terminal) -> None:

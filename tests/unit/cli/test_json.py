@@ -89,6 +89,11 @@ async def test_doctor_and_unwell_nodes_give_json_though_they_fail(terminal: Term
         assert isinstance(only_json(done.out), list)
 
 
+async def test_what_prints_nothing_takes_the_option_too(terminal: Terminal) -> None:
+    done = await terminal.inside("store", "delete", "json/key", "-o", "json")
+    assert (done.code, done.raw, done.err) == (0, b"", "")
+
+
 async def test_what_comes_after_wins(terminal: Terminal) -> None:
     done = await terminal.inside("-o", "json", "services", "-o", "table")
     assert "helloworld" in done.lines

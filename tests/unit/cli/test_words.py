@@ -81,6 +81,20 @@ async def test_version_and_help(lonely: Terminal) -> None:
             assert any(line.split()[:1] == [name] and text in line for line in help_.lines), name
 
 
+async def test_help_is_a_word_too(terminal: Terminal) -> None:
+    for words, line in (
+        (["help"], ["--help"]),
+        (["help", "run"], ["run", "--help"]),
+        (["help", "store", "read"], ["store", "read", "--help"]),
+        (["help", "toolbox", "everything"], ["toolbox", "everything", "--help"]),
+    ):
+        done = await terminal.inside(*words)
+        assert done.code == 0
+        assert done.out == (await terminal.inside(*line)).out
+        assert done.out
+    assert "Did you mean" in (await terminal.inside("help", "stauts")).err
+
+
 async def test_a_group_alone_shows_its_commands(terminal: Terminal) -> None:
     for group in ("store", "network", "get"):
         done = await terminal.inside(group)
