@@ -48,8 +48,9 @@ class Node:
     calls: int = 0
     errors: int = 0
     latency: float = 0.0
-    #: The connection that broke last.
+    #: The connection that broke last, and whether what broke with it may be tried elsewhere.
     broken: Peer | None = None
+    retry: bool = True
 
     @property
     def in_flight(self) -> int:
@@ -71,14 +72,14 @@ class Node:
         self.in_a_row += 1
         return self.in_a_row >= BREAKER and self.out_until <= now
 
-    def broke(self, peer: Peer | None, now: float) -> bool:
-        """A call broke with its connection; all that broke with the same one count as one. True
-        when the node should be left out now."""
-        if peer is not None and peer is self.broken:
+    def broke(self, peer: Peer, now: float, budget: Budget) -> bool:
+        """A call failed with its connection. All that failed with the same one count as one
+        failure and cost one retry. True when the node should be left out now."""
+        if peer is self.broken:
             self.calls += 1
             self.errors += 1
             return False
-        self.broken = peer
+        self.broken, self.retry = peer, budget.spend()
         return self.bad(now)
 
     def eject(self, now: float) -> None:

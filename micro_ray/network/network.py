@@ -241,23 +241,26 @@ class Network:
     ) -> None:
         """Learn from a failure; raise it unless the call may be tried again."""
         now = self._clock()
-        again = trip.idempotent and isinstance(error, Unavailable | BadGateway)
+        safe = isinstance(error, Refused) or (
+            trip.idempotent and isinstance(error, Unavailable | BadGateway)
+        )
+        retry: bool | None = None  # to be asked of the budget
         if isinstance(error, Unreachable):
-            again = error.retry
-        elif isinstance(error, Refused | Silent):
-            again = isinstance(error, Refused)
-            if node.bad(now):
+            retry = error.retry
+        elif isinstance(error, Refused | Broken) and peer is not None and peer.closed:
+            if node.broke(peer, now, self._budget):
                 self._pool.eject(node)
-        elif isinstance(error, Broken):
-            if node.broke(peer, now):
+            retry = node.retry
+        elif isinstance(error, Refused | Broken | Silent):
+            if node.bad(now):
                 self._pool.eject(node)
         else:
             node.good(now - sent)
         trip.last = error
         trip.tried.append(node)
-        if not again or self._pool.closed or len(trip.tried) >= ATTEMPTS:
+        if not safe or self._pool.closed or len(trip.tried) >= ATTEMPTS:
             raise error
-        if not isinstance(error, Unreachable) and not self._budget.spend():
+        if not (self._budget.spend() if retry is None else retry):
             raise error
 
     async def _hedged(
@@ -330,6 +333,8 @@ class Network:
     async def _wait(self, trip: _Trip) -> Node:
         """A node that appears soon, or one that failed and may have come back. Raises NotFound,
         Unavailable, Cancelled, or the call's last failure."""
+        if trip.last is not None and not isinstance(trip.last, Refused | Broken):
+            raise trip.last  # every node has answered
         clock = self._clock
         now = clock()
         again = now + AGAIN * 2**trip.rounds if trip.tried else math.inf
