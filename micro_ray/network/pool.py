@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from micro_ray.errors import Cancelled, Timeout, Unavailable
 from micro_ray.network import Dialer, Peer, Refused
@@ -63,7 +64,7 @@ class Pool:
         self._dials: dict[Node, asyncio.Task[Peer]] = {}
         #: Connections that take no more calls but still have some.
         self._leaving: set[Peer] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[object]] = set()
         self._tidy: asyncio.Task[None] | None = None
 
     # -- nodes -----------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class Pool:
     async def close(self) -> None:
         """Close all connections; calls in flight end with Cancelled. Idempotent."""
         self.closed = True
-        tasks: list[asyncio.Future[None] | asyncio.Task[Peer]] = [*self._dials.values()]
+        tasks: list[asyncio.Future[Any]] = [*self._dials.values()]
         tasks += self._waiting
         if self._tidy is not None:
             tasks.append(self._tidy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -114,9 +114,9 @@ class Table:
         """The source is out of reach; what is here goes on being used."""
         self.stale = True
 
-    async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, object]:
+        """Wait for the next change from now on, also if it comes before this is awaited."""
+        return self._changed.wait()
 
     def lookup(self, namespace: str, service: str, filter: Filter = _ANY) -> Sequence[Route]:
         """The routes of a service that a filter accepts, nearest metric first; empty when there

@@ -171,6 +171,14 @@ async def test_changes_wake_those_who_wait() -> None:
     await asyncio.wait_for(late, 1)
 
 
+async def test_a_change_that_comes_before_it_is_awaited_is_not_missed() -> None:
+    """A task that is to wait for it starts a moment later."""
+    table = Table()
+    waiting = asyncio.create_task(table.changed())
+    table.apply(full(route()))
+    await asyncio.wait_for(waiting, 1)
+
+
 # -- looking up ------------------------------------------------------------------------------------
 
 
