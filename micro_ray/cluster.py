@@ -88,9 +88,10 @@ async def platform(
         ladder.enter_context(_lock(settings))
         if settings.ray.address == "local":
             await asyncio.to_thread(_end_leftovers, settings)
+            # Of an earlier life of everything: no node of it lives.
+            for left in (*settings.state.glob("router-*.table"), *settings.run.glob("*.sock")):
+                left.unlink()
         _check(settings)
-        for kept in settings.state.glob("router-*.table"):
-            kept.unlink()  # of an earlier life of everything: no node of it lives
         settings = replace(settings, anchor=os.getpid())
         address = await ladder.enter_async_context(_ray(settings))
         started()

@@ -257,12 +257,14 @@ def _service_of(module: ModuleType) -> Any:
 
 
 def _own_traceback(error: BaseException, folder: Path) -> str:
-    """The traceback from the user's first frame on."""
+    """The traceback from the user's first frame on, without what this project does under it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [i for i, frame in enumerate(frames) if frame.filename.startswith(str(folder))]
-    kept = frames[own[0] :] if own else frames
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept)]
-    lines += traceback.format_exception_only(error)
+    ours = str(Path(__file__).parent.parent)
+    kept = [f for f in frames[own[0] :] if not f.filename.startswith(ours)] if own else []
+    lines = traceback.format_exception_only(error)
+    if kept:
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept), *lines]
     return "".join(lines).replace(f"{folder}/", "")
 
 
