@@ -10,6 +10,7 @@ one is as good as none), and what the command line passes to :func:`load`.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -36,6 +37,7 @@ __all__ = [
     "bootstrap",
     "load",
     "service_environ",
+    "socket_path",
 ]
 
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
@@ -274,6 +276,15 @@ def _expand(path: Path, variable: str) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise BadRequest("settings", f"{path}: {error}; set {variable}") from None
+
+
+def socket_path(run: Path, node: str) -> Path:
+    """Where a node listens on its machine: a file of its own name, or of a name made from it where
+    that would be too long for Linux."""
+    path = run / f"{node}.sock"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        path = run / f"replica-{hashlib.sha256(node.encode()).hexdigest()[:16]}.sock"
+    return path
 
 
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:

@@ -46,9 +46,10 @@ class RuntimeActor(Member):
                 settings.state,
                 namespace=settings.namespace,
                 settings=settings.runtime,
+                gate=face.gate(network),
             )
         )
-        return face.endpoints(self.backend, store)
+        return face.endpoints(self.backend)
 
     async def stop(self) -> None:
         """Stop all replicas in good order; what is desired stays as it is."""
@@ -71,3 +72,6 @@ class RuntimeActor(Member):
 
     async def logs(self, name: str, namespace: str = "micro", tail: int = 15) -> list[LogLine]:
         return [line async for line in self.backend.logs(name, namespace, tail=tail)]
+
+    async def upload(self, archive: bytes, namespace: str = "micro") -> str:
+        return await self.backend.upload(archive, namespace)

@@ -9,7 +9,7 @@ processes. External: Kubernetes (not yet).
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -24,9 +24,6 @@ __all__ = [
     "Status",
     "Workload",
 ]
-
-MAX_ENV = 200
-MAX_ENV_BYTES = 64 * 1024
 
 
 class State(StrEnum):
@@ -43,10 +40,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """``source`` is what the user named, ``digest`` the SHA-256 of the packed folder ("" for a
-    command without source). ``command`` empty means a Python service: ``main.py``. ``cpu`` and
-    ``gpu`` are fractions of cores and devices, ``memory`` bytes; 0 asks for nothing. ``generation``
-    grows with each update."""
+    """``name`` is what the runtime knows it by; what it serves is what its code registers, and may
+    be named otherwise (two workloads may serve one service: a new version beside the old one).
+
+    ``source`` is what the user named, ``digest`` the SHA-256 of the packed folder ("" for a command
+    without source). ``command`` empty means a Python service: ``main.py``. ``cpu`` and ``gpu`` are
+    fractions of cores and devices, ``memory`` bytes: a replica starts where so much is free; 0 asks
+    for nothing. ``generation`` grows with each update.
+
+    A replica finds ``env`` in its environment, and where the platform is. A command runs in its
+    source's folder, or in one of its own that goes with the workload.
+    """
 
     name: str
     namespace: str = "micro"
@@ -83,8 +87,9 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A workload as it is. ``ready`` counts running replicas of the newest generation; ``retry_in``
-    seconds until a crash loop's next attempt."""
+    """A workload as it is. ``ready`` counts running replicas of the newest generation;
+    ``restarts`` those that ended by themselves; ``error`` says why it last failed, until it has run
+    as desired for a while; ``retry_in`` seconds until a crash loop's next attempt."""
 
     workload: Workload
     state: State
@@ -114,22 +119,27 @@ class Progress:
 
 
 class Runtime(abc.ABC):
-    """The interface. All verbs raise BadRequest for bad names and values, naming the field."""
+    """The interface. All verbs raise BadRequest for bad names and values, naming the field;
+    TooLarge over a limit, naming it; Unavailable while the desired state cannot be read."""
 
     @abc.abstractmethod
     async def create(self, workload: Workload) -> Status:
-        """Let a workload run. Raises Conflict when one of this name exists, NotFound when its
+        """Let a workload run; returns at once, :meth:`progress` tells how it goes. One that is
+        being deleted is waited for. Raises Conflict when one of this name exists, NotFound when its
         source was not uploaded."""
 
     @abc.abstractmethod
     async def update(self, name: str, namespace: str, changes: Mapping[str, Any]) -> Status:
-        """Change source, command, env, replicas, resources, metadata; all but a mere change of
-        ``replicas`` roll: a new replica must be running before an old one goes, and a new
-        generation that does not come up leaves the old one serving. Raises NotFound."""
+        """Change source, command, env, replicas, resources, metadata; without a change, restart.
+        All but a mere change of ``replicas`` roll: a new replica must be running, and healthy where
+        it says so, before an old one goes. A new generation that does not come up, or falls twice
+        before it has run for a while, leaves the old one serving, or brings it back; the error says
+        why. Raises NotFound, Conflict while it is being deleted."""
 
     @abc.abstractmethod
     async def delete(self, name: str, namespace: str = "micro") -> None:
-        """Stop a workload and forget it; returns when its replicas are gone. Raises NotFound."""
+        """Stop a workload and forget it; returns when its replicas are gone. Its logs can be read
+        for another week. Raises NotFound."""
 
     @abc.abstractmethod
     async def read(self, name: str = "", namespace: str = "micro") -> list[Status]:
@@ -138,13 +148,21 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def logs(
         self, name: str, namespace: str = "micro", *, tail: int = 15, follow: bool = False
-    ) -> AsyncIterator[LogLine]:
-        """The last lines of all its replicas, in order of time; then what comes, with ``follow``.
-        Raises NotFound."""
+    ) -> AsyncGenerator[LogLine, None]:
+        """The last lines (0 to 10,000) of all its replicas, also of those that have ended, in order
+        of time; then what comes, with ``follow``, for ever. Raises NotFound."""
 
     @abc.abstractmethod
-    def progress(self, name: str, namespace: str = "micro") -> AsyncIterator[Progress]:
-        """The steps of a workload from now until it runs as desired or has failed."""
+    def progress(self, name: str, namespace: str = "micro") -> AsyncGenerator[Progress, None]:
+        """The steps of a workload's newest generation until it runs as desired, has failed or is
+        gone; the last one says which: its text is the state, or the error. Raises NotFound."""
+
+    @abc.abstractmethod
+    async def upload(self, archive: bytes | AsyncIterable[bytes], namespace: str = "micro") -> str:
+        """Keep a packed source (``source.pack``), whole or in pieces, and give its digest. It is
+        kept while a workload names it, and for an hour. Raises BadRequest for what is no gzipped
+        tar, or has links, devices, names that lead out or the same name twice; TooLarge over the
+        limits."""
 
 
 class Driver(abc.ABC):
@@ -153,7 +171,8 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     async def start(self, replica: Replica, workload: Workload) -> Replica:
         """Start a copy and return when it serves (or, for commands, when it is registered or has
-        lived for a moment). Raises what went wrong; then nothing is left of it."""
+        lived for a moment). Raises what went wrong, also when it is cancelled; then nothing is left
+        of it."""
 
     @abc.abstractmethod
     async def ended(self, replica: Replica) -> str:

@@ -1,106 +1,172 @@
-"""Logs of replicas: files of lines, bounded in size, read by tail and followed.
-
-A line is ``<seconds> <stream> <text>``. A file that is full is renamed to ``.1`` (replacing the one
-before) and begun anew, so each replica keeps between one and two times the limit.
-"""
+"""Logs of replicas, read: the last lines of a workload, and what comes after them. ``logfile.py``
+writes them, one file per replica and the one before it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import threading
+import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from micro_ray.runtime import LogLine
 
-__all__ = ["Capture", "LogFile", "follow", "prune", "tail"]
+__all__ = ["Reader", "forget_old", "prune"]
 
-#: Longest line kept, in bytes; a longer one is cut and marked.
-MAX_LINE = 64 * 1024
-#: Dead replicas of a workload whose logs are kept.
+#: Ended replicas of a workload whose logs are kept, and how many bytes of them together.
 KEEP = 20
+KEEP_BYTES = 64 * 2**20
 #: Seconds between looks for new lines while following.
 POLL = 0.1
-#: Bytes read from the end of each file for a tail.
+#: Bytes read from the end of each file for the last lines, and in one look while following.
 TAIL_BYTES = 4 * 2**20
+PIECE = 2**20
+
+LOG = ".log"
+OLDER = ".log.1"
 
 
-class LogFile:
-    """Appends lines; safe from several threads."""
+@dataclass(slots=True)
+class _Place:
+    """How far a replica's log has been read: of the file with this inode, so many bytes."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self._path = path
-        self._limit = limit
-        self._lock = threading.Lock()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, stream: str, line: bytes) -> None:
-        if len(line) > MAX_LINE:
-            line = line[:MAX_LINE] + b" ... (cut)"
-        record = b"%.6f %b %b\n" % (time.time(), stream.encode(), line)
-        with self._lock, contextlib.suppress(OSError):  # a full disk must not stop the service
-            if self._file.tell() + len(record) > self._limit:
-                self._file.close()
-                os.replace(self._path, self._path.with_suffix(".log.1"))
-                self._file = self._path.open("ab", buffering=0)
-            self._file.write(record)
-
-    def close(self) -> None:
-        with self._lock:
-            self._file.close()
+    inode: int = 0
+    offset: int = 0
 
 
-class Capture:
-    """This process's own stdout and stderr into a log file, from here on."""
+@dataclass(slots=True)
+class Reader:
+    """Reads the logs of a workload's folder: :meth:`tail`, then :meth:`follow` from there, so that
+    no line is lost or told twice between them. ``replica`` keeps to one replica."""
 
-    def __init__(self, log: LogFile) -> None:
-        self._log = log
-        for number, stream in ((1, "out"), (2, "err")):
-            read, write = os.pipe()
-            os.dup2(write, number)
-            os.close(write)
-            threading.Thread(
-                target=self._pump, args=(read, stream), name=f"log-{stream}", daemon=True
-            ).start()
+    folder: Path
+    replica: str = ""
+    _places: dict[str, _Place] = field(default_factory=dict)
 
-    def _pump(self, read: int, stream: str) -> None:
-        rest = b""
-        while data := os.read(read, 65536):
-            *lines, rest = (rest + data).split(b"\n")
+    def tail(self, count: int) -> list[LogLine]:
+        """The last ``count`` lines of all files, in order of time. Blocks."""
+        lines: list[LogLine] = []
+        for replica in self._replicas():
+            older, newer = _opened(self.folder, replica)
+            with older or contextlib.nullcontext(), newer or contextlib.nullcontext():
+                found: list[LogLine] = []
+                if newer is not None:
+                    found, place = _last(newer, replica, count)
+                    self._places[replica] = place
+                if older is not None and len(found) < count:
+                    found = [*_last(older, replica, count - len(found))[0], *found]
+                lines += found
+        lines.sort(key=lambda line: line.at)
+        return lines[-count:] if count else []
+
+    async def follow(self) -> AsyncGenerator[LogLine, None]:
+        """Lines that were written after :meth:`tail`, and those to come, also of replicas that
+        start later; for ever. A log that is written faster than it is read says so where lines are
+        missing."""
+        while True:
+            lines = await asyncio.to_thread(self._news)
             for line in lines:
-                self._log.write(stream, line)
-            if len(rest) > MAX_LINE:
-                self._log.write(stream, rest)
-                rest = b""
-        if rest:
-            self._log.write(stream, rest)
+                yield line
+            if not lines:
+                await asyncio.sleep(POLL)
+
+    def _replicas(self) -> list[str]:
+        if self.replica:
+            return [self.replica]
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        return sorted({n.removesuffix(".1").removesuffix(LOG) for n in names if LOG in n})
+
+    def _news(self) -> list[LogLine]:
+        lines: list[LogLine] = []
+        for replica in self._replicas():
+            place = self._places.setdefault(replica, _Place())
+            with contextlib.suppress(OSError):
+                lines += self._since(replica, place)
+        return sorted(lines, key=lambda line: line.at)
+
+    def _since(self, replica: str, place: _Place) -> Iterator[LogLine]:
+        """What one log has got since the last look, at most a piece of it."""
+        path = self.folder / f"{replica}{LOG}"
+        stat = path.stat()
+        if place.inode and stat.st_ino != place.inode:
+            # It was full and was renamed: its end first.
+            try:
+                with path.with_suffix(OLDER).open("rb") as older:
+                    known = os.fstat(older.fileno()).st_ino == place.inode
+                    more = list(_read(older, replica, place)) if known else []
+            except FileNotFoundError:
+                known, more = False, []
+            if more:
+                yield from more
+                return
+            if not known:
+                text = "... lines are missing: they were written faster than they could be read"
+                yield LogLine(at=time.time(), replica=replica, stream="err", text=text)
+            place.inode, place.offset = 0, 0
+        if stat.st_ino != place.inode or stat.st_size > place.offset:
+            with path.open("rb") as file:
+                place.inode = os.fstat(file.fileno()).st_ino
+                yield from _read(file, replica, place)
 
 
-def tail(folder: Path, count: int) -> list[LogLine]:
-    """The last ``count`` lines of all files of a workload, in order of time."""
-    lines: list[LogLine] = []
-    for path in sorted(folder.glob("*.log*")) if folder.is_dir() else ():
-        lines += _last(path, count)
-    lines.sort(key=lambda line: line.at)
-    return lines[-count:] if count else []
+def _opened(folder: Path, replica: str) -> tuple[BinaryIO | None, BinaryIO | None]:
+    """The older and the newer file of a replica as they are at one moment."""
+    for _ in range(10):
+        newer = _open(folder / f"{replica}{LOG}")
+        older = _open(folder / f"{replica}{OLDER}")
+        again = _inode(folder / f"{replica}{LOG}")
+        if newer is None or os.fstat(newer.fileno()).st_ino == again:
+            break
+        newer.close()  # it was renamed just now
+        if older is not None:
+            older.close()
+    return older, newer
 
 
-def _last(path: Path, count: int) -> list[LogLine]:
+def _open(path: Path) -> BinaryIO | None:
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            rows = file.read().split(b"\n")
+        return path.open("rb")
     except OSError:
-        return []
-    if size > TAIL_BYTES:
-        rows = rows[1:]
-    replica = path.name.partition(".log")[0]
-    return [line for row in rows[-count - 1 :] if (line := _parse(row, replica)) is not None]
+        return None
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _last(file: BinaryIO, replica: str, count: int) -> tuple[list[LogLine], _Place]:
+    size = file.seek(0, os.SEEK_END)
+    begin = max(0, size - TAIL_BYTES)
+    file.seek(begin)
+    data = file.read(size - begin)
+    whole = data.rfind(b"\n") + 1
+    rows = data[:whole].split(b"\n")[:-1]
+    if begin:
+        rows = rows[1:]  # a part of a line
+    place = _Place(inode=os.fstat(file.fileno()).st_ino, offset=begin + whole)
+    wanted = rows[-count:] if count else []
+    return [line for row in wanted if (line := _parse(row, replica)) is not None], place
+
+
+def _read(file: BinaryIO, replica: str, place: _Place) -> Iterator[LogLine]:
+    file.seek(place.offset)
+    data = file.read(PIECE)
+    whole = data.rfind(b"\n") + 1
+    place.offset += whole
+    for row in data[:whole].split(b"\n"):
+        line = _parse(row, replica)
+        if line is not None:
+            yield line
 
 
 def _parse(row: bytes, replica: str) -> LogLine | None:
@@ -117,60 +183,42 @@ def _parse(row: bytes, replica: str) -> LogLine | None:
         return None
 
 
-async def follow(folder: Path) -> AsyncIterator[LogLine]:
-    """Lines that are written from now on, also by replicas that start later."""
-    places = await asyncio.to_thread(_ends, folder)
-    while True:
-        lines = await asyncio.to_thread(_news, folder, places)
-        for line in lines:
-            yield line
-        if not lines:
-            await asyncio.sleep(POLL)
-
-
-def _ends(folder: Path) -> dict[Path, tuple[int, int]]:
-    stats = {path: path.stat() for path in folder.glob("*.log")} if folder.is_dir() else {}
-    return {path: (stat.st_ino, stat.st_size) for path, stat in stats.items()}
-
-
-def _news(folder: Path, places: dict[Path, tuple[int, int]]) -> list[LogLine]:
-    lines: list[LogLine] = []
-    for path in folder.glob("*.log") if folder.is_dir() else ():
-        lines += _since(path, places)
-    return sorted(lines, key=lambda line: line.at)
-
-
-def _since(path: Path, places: dict[Path, tuple[int, int]]) -> list[LogLine]:
-    """What a file has got since the last look, also across its renaming."""
-    lines: list[LogLine] = []
-    inode, offset = places.get(path, (0, 0))
-    replica = path.name.partition(".log")[0]
-    with contextlib.suppress(OSError):
-        stat = path.stat()
-        if inode and stat.st_ino != inode:
-            lines += _read(path.with_suffix(".log.1"), offset, replica)[0]
-            offset = 0
-        found, offset = _read(path, offset, replica)
-        lines += found
-        places[path] = (stat.st_ino, offset)
-    return lines
-
-
-def _read(path: Path, offset: int, replica: str) -> tuple[list[LogLine], int]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(2**20)
-    whole = data.rfind(b"\n") + 1
-    rows = data[:whole].split(b"\n")
-    return [line for row in rows if (line := _parse(row, replica))], offset + whole
-
-
 def prune(folder: Path, alive: set[str]) -> None:
-    """Keep the logs of living replicas and of the ``KEEP`` that died last."""
-    if not folder.is_dir():
-        return
-    dead = [p for p in folder.glob("*.log") if p.name.partition(".log")[0] not in alive]
-    for path in sorted(dead, key=lambda p: p.stat().st_mtime)[:-KEEP]:
-        for name in (path, path.with_suffix(".log.1")):
-            with contextlib.suppress(OSError):
-                name.unlink()
+    """Keep the logs of living replicas, and of those that ended last: ``KEEP`` of them, or fewer
+    when they are over ``KEEP_BYTES`` together; the one that ended last always."""
+    ended: list[tuple[float, int, str]] = []
+    with contextlib.suppress(OSError):
+        names = {n.removesuffix(".1").removesuffix(LOG) for n in os.listdir(folder) if LOG in n}
+        for replica in names - alive:
+            stats = [s for s in (_stat(p) for p in _files(folder, replica)) if s is not None]
+            if stats:
+                size = sum(stat.st_size for stat in stats)
+                ended.append((max(stat.st_mtime for stat in stats), size, replica))
+    total = 0
+    for number, (_, size, replica) in enumerate(sorted(ended, reverse=True)):
+        total += size
+        if number and (number >= KEEP or total > KEEP_BYTES):
+            for path in _files(folder, replica):
+                path.unlink(missing_ok=True)
+
+
+def forget_old(folder: Path, before: float) -> bool:
+    """Remove a folder of logs to which nothing was written since ``before`` (wall clock); whether
+    that was so."""
+    with contextlib.suppress(OSError):
+        times = [stat.st_mtime for p in folder.iterdir() if (stat := _stat(p)) is not None]
+        if max(times, default=folder.stat().st_mtime) < before:
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    return False
+
+
+def _files(folder: Path, replica: str) -> tuple[Path, Path]:
+    return folder / f"{replica}{LOG}", folder / f"{replica}{OLDER}"
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None

@@ -7,38 +7,48 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from micro_ray.errors import InternalError, Unavailable
+from micro_ray.errors import BadRequest, InternalError, Unavailable
 from micro_ray.runtime import Driver, Replica, State, Workload, logs
+from micro_ray.runtime.folders import log_folder, source_folder, work_folder
+from micro_ray.runtime.leftovers import INSTANCE, sweep
+from micro_ray.runtime.machine import Amount, Machine, here
 from micro_ray.runtime.shim import start_time
+from micro_ray.settings import socket_path
 
 __all__ = ["ProcessDriver"]
 
-#: Seconds after which a command that has not registered, and need not, counts as running.
+#: Seconds after which a command that has not registered, and need not, counts as running; and after
+#: which one does of which earlier replicas had registered.
 LIVES = 2.0
+REGISTERS = 15.0
 POLL = 0.02
+#: Seconds for a shim to clear up when it must at once.
+QUIT = 2.0
 
 
 class ProcessDriver(Driver):
     """``state`` has the folders of sources, logs and status files. ``environ`` is what every
-    process gets; ``known(id)`` says whether a replica has registered; ``anchor`` is the pid whose
-    end ends all (0: none)."""
+    process gets; ``known(namespace, id)`` says whether a replica has registered; ``anchor`` is the
+    pid whose end ends all (0: none). ``machine`` keeps the books of cores, GPUs and memory."""
 
     def __init__(
         self,
         state: Path,
         *,
         environ: Mapping[str, str],
-        known: Callable[[str], bool],
+        known: Callable[[str, str], bool],
         anchor: int = 0,
         grace: float = 30.0,
         log_limit: int = 16 * 2**20,
+        machine: Machine | None = None,
     ) -> None:
         self._state = state
         self._environ = dict(environ)
@@ -46,118 +56,141 @@ class ProcessDriver(Driver):
         self._anchor = anchor
         self._grace = grace
         self._log_limit = log_limit
+        self._machine = machine or here()
         self._folder = state / "processes"
+        #: Workloads of which a replica has registered: the next one must too.
+        self._registering: set[tuple[str, str]] = set()
 
     async def start(self, replica: Replica, workload: Workload) -> Replica:
-        log = self._state / "logs" / workload.namespace / workload.name / f"{replica.id}.log"
-        folder = self._state / "sources" / workload.digest if workload.digest else self._state
-        environ = {
-            **self._environ,
-            "MICRO_INSTANCE": replica.id,
-            "MICRO_SERVICE_NAME": workload.name,
-            "MICRO_SERVICE_VERSION": workload.version,
-            **workload.env,
-        }
+        amount = Amount(cpu=workload.cpu, gpu=workload.gpu, memory=workload.memory)
+        given = self._machine.take(replica.id, amount)
+        try:
+            job = await asyncio.to_thread(self._job, replica, workload, given)
+            # Whatever happens, the shim must be known before it can be stopped.
+            spawning = asyncio.ensure_future(self._spawn(job))
+            try:
+                await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                await asyncio.wait([spawning])
+                raise
+            return await self._up(replica, workload)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self.stop(replica, 0)))
+            raise
+
+    def _job(self, replica: Replica, workload: Workload, given: Amount) -> dict[str, Any]:
+        """What the shim is told. Blocks."""
+        namespace, name = workload.namespace, workload.name
+        if workload.digest:
+            folder = source_folder(self._state, namespace, workload.digest)
+            if not workload.command and not (folder / "main.py").is_file():
+                raise BadRequest("runtime", "no main.py in the source; a service needs one")
+        else:
+            folder = work_folder(self._state, namespace, name)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environ = self._environ | dict(workload.env)
         bin_folder = str(Path(sys.executable).parent)
         environ["PATH"] = f"{bin_folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
-        job = {
+        environ |= {
+            INSTANCE: replica.id,
+            "MICRO_NAMESPACE": namespace,
+            "MICRO_SERVICE_NAME": name,
+            "MICRO_SERVICE_VERSION": workload.version,
+        }
+        if given.devices:
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, given.devices))
+        return {
             "replica": {
                 "id": replica.id,
-                "namespace": replica.namespace,
-                "workload": replica.workload,
+                "namespace": namespace,
+                "workload": name,
                 "generation": replica.generation,
+                "anchor": self._anchor,
+                "amount": asdict(given),
             },
             "command": list(workload.command) or [sys.executable, "main.py"],
             "folder": str(folder),
             "env": environ,
-            "log": str(log),
+            "log": str(log_folder(self._state, namespace, name) / f"{replica.id}.log"),
             "log_limit": self._log_limit,
             "status": str(self._status(replica)),
             "anchor": self._anchor,
             "grace": self._grace,
         }
-        await self._spawn(job)
-        try:
-            return await self._up(replica, workload)
-        except BaseException:
-            await self.stop(replica, 0)
-            raise
 
     async def _spawn(self, job: Mapping[str, Any]) -> None:
-        await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        shim = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "micro_ray.runtime.shim",
-            stdin=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        # In a thread: the loop of a Ray actor is not told of the end of its children.
+        shim = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "micro_ray.runtime.shim"],
+            input=json.dumps(job).encode(),
+            capture_output=True,
             env={k: v for k, v in self._environ.items() if k != "PYTHONPATH"},
+            check=False,
         )
-        _, said = await shim.communicate(json.dumps(job).encode())
         if shim.returncode:
-            raise InternalError("runtime", f"the shim failed: {said.decode()[-500:]}")
+            raise InternalError("runtime", f"the shim failed: {shim.stderr.decode()[-500:]}")
 
     async def _up(self, replica: Replica, workload: Workload) -> Replica:
         """Wait until it has registered; a command need not, if it lives on."""
         begun = time.monotonic()
+        place = (replica.namespace, replica.workload)
         while True:
             status = await asyncio.to_thread(self._read, replica)
-            if "ended" in status:
-                raise Unavailable("runtime", await self._why(replica, workload, status["ended"]))
+            if "ended" in status or not _lives(status):
+                status = await asyncio.to_thread(self._read, replica)  # its last word
+                raise Unavailable("runtime", await self._why(replica, _ending(status)))
+            known = self._known(replica.namespace, replica.id)
             lived = time.monotonic() - begun
-            if self._known(replica.id) or (workload.command and status and lived >= LIVES):
+            enough = lived >= (REGISTERS if place in self._registering else LIVES)
+            if known or (workload.command and "child" in status and enough):
+                if known:
+                    self._registering.add(place)
+                await asyncio.to_thread(self._mark(replica).touch)
                 return replace(
-                    replica, state=State.RUNNING, pid=status.get("child", 0), started=time.time()
+                    replica, state=State.RUNNING, pid=status["child"], started=time.time()
                 )
             await asyncio.sleep(POLL)
 
-    async def _why(self, replica: Replica, workload: Workload, ended: str) -> str:
+    async def _why(self, replica: Replica, ended: str) -> str:
         """How it ended, with the last it said."""
-        folder = self._state / "logs" / workload.namespace / workload.name
-        lines = await asyncio.to_thread(logs.tail, folder, 200)
-        said = [line.text for line in lines if line.replica == replica.id][-30:]
-        return "\n".join([*said, ended])
+        folder = log_folder(self._state, replica.namespace, replica.workload)
+        lines = await asyncio.to_thread(logs.Reader(folder, replica.id).tail, 30)
+        return "\n".join([*(line.text for line in lines), ended])
 
     async def ended(self, replica: Replica) -> str:
         status = await asyncio.to_thread(self._read, replica)
-        pid = int(status.get("pid", 0))
-        if pid and start_time(pid) == status.get("start"):
-            await _pid_ended(pid)
-            status = await asyncio.to_thread(self._read, replica)
-        why = str(status.get("ended", "the shim was killed"))
-        if "ended" not in status:
-            self._kill_child(status)
-        workload = Workload(name=replica.workload, namespace=replica.namespace)
-        why = await self._why(replica, workload, why)
-        await asyncio.to_thread(self._status(replica).unlink, missing_ok=True)
+        if _lives(status):
+            await _pid_ended(int(status["pid"]))
+        status = await asyncio.to_thread(self._read, replica)
+        why = await self._why(replica, _ending(status))
+        await asyncio.to_thread(self._clear, replica, status)
         return why
 
     async def stop(self, replica: Replica, grace: float) -> None:
         status = await asyncio.to_thread(self._read, replica)
-        pid = int(status.get("pid", 0))
-        if pid and start_time(pid) == status.get("start"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            try:
-                async with asyncio.timeout(grace + 1.0 if grace else 1.0):
-                    await _pid_ended(pid)
-            except TimeoutError:
-                self._kill_child(status)
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGQUIT, QUIT)):
+            if _lives(status) and patience:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(self._status(replica).unlink, missing_ok=True)
+                    os.kill(int(status["pid"]), number)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await _pid_ended(int(status["pid"]))
+        if _lives(status):
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                os.kill(int(status["pid"]), signal.SIGKILL)
+                async with asyncio.timeout(QUIT):
+                    await _pid_ended(int(status["pid"]))
+        status = await asyncio.to_thread(self._read, replica)
+        await asyncio.to_thread(self._clear, replica, status)
 
     async def adopt(self) -> list[Replica]:
         found = []
         for path in await asyncio.to_thread(lambda: sorted(self._folder.glob("*.json"))):
             status = await asyncio.to_thread(_load, path)
-            pid = int(status.get("pid", 0))
-            if not pid or start_time(pid) != status.get("start") or "ended" in status:
-                self._kill_child(status)
-                await asyncio.to_thread(path.unlink, missing_ok=True)
-                continue
-            found.append(
-                Replica(
+            try:
+                replica = Replica(
                     id=status["id"],
                     namespace=status["namespace"],
                     workload=status["workload"],
@@ -166,7 +199,19 @@ class ProcessDriver(Driver):
                     pid=status.get("child", 0),
                     started=(await asyncio.to_thread(path.stat)).st_mtime,
                 )
-            )
+                amount = Amount(**{**status["amount"], "devices": (*status["amount"]["devices"],)})
+            except (KeyError, TypeError, OSError):
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+                continue
+            up = _lives(status) and await asyncio.to_thread(self._mark(replica).exists)
+            if not up or status["anchor"] != self._anchor:
+                # It was being started, has ended, or belongs to a platform that has ended.
+                await self.stop(replica, 0)
+                continue
+            self._machine.has(replica.id, amount)
+            if self._known(replica.namespace, replica.id):
+                self._registering.add((replica.namespace, replica.workload))
+            found.append(replica)
         return found
 
     async def close(self) -> None:
@@ -175,17 +220,37 @@ class ProcessDriver(Driver):
     def _status(self, replica: Replica) -> Path:
         return self._folder / f"{replica.id}.json"
 
+    def _mark(self, replica: Replica) -> Path:
+        """Is there once a replica has come up."""
+        return self._folder / f"{replica.id}.up"
+
     def _read(self, replica: Replica) -> dict[str, Any]:
         return _load(self._status(replica))
 
-    def _kill_child(self, status: Mapping[str, Any]) -> None:
-        """The group of a shim that was killed: its processes got KILL from the kernel when it died;
-        this is for what they had started."""
-        child = int(status.get("child", 0))
-        if child:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(child) == child:
-                    os.killpg(child, signal.SIGKILL)
+    def _clear(self, replica: Replica, status: Mapping[str, Any]) -> None:
+        """Leave nothing of a replica whose shim has ended. Blocks."""
+        run = self._environ.get("MICRO_RUN", "")
+        if "ended" in status:
+            socket_path(Path(run), replica.id).unlink(missing_ok=True)
+        else:
+            sweep(replica.id, Path(run))  # the shim was killed and could not clear up
+        self._machine.give_back(replica.id)
+        for path in (
+            self._mark(replica),
+            self._status(replica).with_suffix(".new"),
+            self._status(replica),
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _lives(status: Mapping[str, Any]) -> bool:
+    """Whether the shim of a replica is there."""
+    pid = int(status.get("pid", 0))
+    return pid > 0 and start_time(pid) == status.get("start")
+
+
+def _ending(status: Mapping[str, Any]) -> str:
+    return str(status.get("ended", "the shim was killed"))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from micro_ray.errors import BadRequest, MicroError, Unavailable
 from micro_ray.runtime import Driver, State, Workload, logs
 from micro_ray.runtime import Replica as ReplicaState
+from micro_ray.runtime.folders import log_folder, source_folder
+from micro_ray.runtime.leftovers import INSTANCE, sweep
+from micro_ray.runtime.logfile import Capture, LogFile
 from micro_ray.settings import Bootstrap
 
 __all__ = ["RayDriver", "Replica"]
@@ -29,6 +32,7 @@ __all__ = ["RayDriver", "Replica"]
 RAY_NAMESPACE = "micro"
 PREFIX = "replica:"
 ENTRY = "main.py"
+STOPPED = "it was stopped"
 #: Seconds after which a replica that has no place yet is looked at.
 PLACE = 5.0
 
@@ -46,11 +50,13 @@ class Replica:
 
     async def start(self, replica: ReplicaState, workload: Workload, boot: Bootstrap) -> int:
         """Import and start; the pid. Raises BadRequest with the user's own traceback."""
-        path = self._state / "logs" / workload.namespace / workload.name / f"{replica.id}.log"
-        logs.Capture(logs.LogFile(path, self._log_limit))
+        path = log_folder(self._state, workload.namespace, workload.name) / f"{replica.id}.log"
+        Capture(LogFile(path, self._log_limit))
         _log_to_stderr()
         os.environ.update(workload.env)
-        folder = self._state / "sources" / workload.digest
+        # What this process starts is known by it.
+        os.environ[INSTANCE] = replica.id
+        folder = source_folder(self._state, workload.namespace, workload.digest)
         try:
             module = _load(folder)
             service = _service_of(module)
@@ -95,21 +101,28 @@ class RayDriver(Driver):
         self._actors: dict[str, Any] = {}
 
     async def start(self, replica: ReplicaState, workload: Workload) -> ReplicaState:
-        actor = await asyncio.to_thread(self._create, replica, workload)
+        creating = asyncio.ensure_future(asyncio.to_thread(self._create, replica, workload))
+        try:
+            actor = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating])  # it must be known before it can be ended
+            if creating.exception() is None:
+                await self._kill(replica, creating.result())
+            raise
         self._actors[replica.id] = actor
-        boot = replace(self._boot, version=workload.version)
+        boot = replace(self._boot, namespace=workload.namespace, version=workload.version)
         try:
             await self._placed(actor, workload)
             pid = await actor.start.remote(replica, workload, boot)
         except RayTaskError as error:
-            await self._kill(replica)
+            await self._kill(replica, actor)
             cause = error.cause
             raise (cause if isinstance(cause, MicroError) else _broken(error)) from None
         except RayActorError as error:
-            await self._kill(replica)
+            await self._kill(replica, actor)
             raise Unavailable("runtime", await self._why(replica, _short(error))) from None
         except BaseException:
-            await self._kill(replica)
+            await self._kill(replica, actor)
             raise
         return replace(replica, state=State.RUNNING, pid=pid, started=time.time())
 
@@ -154,7 +167,7 @@ class RayDriver(Driver):
         actor = self._actors.get(replica.id)
         if actor is None:
             return "it is not known here"
-        why = "it was stopped"
+        why = STOPPED
         while True:
             try:
                 await actor.wait.remote()
@@ -166,7 +179,9 @@ class RayDriver(Driver):
             except RayError as error:
                 why = await self._why(replica, _short(error))
             break
-        self._actors.pop(replica.id, None)
+        if why != STOPPED:
+            self._actors.pop(replica.id, None)
+            await asyncio.to_thread(sweep, replica.id, self._boot.run)
         return why
 
     async def stop(self, replica: ReplicaState, grace: float) -> None:
@@ -177,13 +192,14 @@ class RayDriver(Driver):
             with contextlib.suppress(RayError, TimeoutError):
                 async with asyncio.timeout(grace):
                     await actor.stop.remote()
-        await self._kill(replica)
+        await self._kill(replica, actor)
 
-    async def _kill(self, replica: ReplicaState) -> None:
-        actor = self._actors.pop(replica.id, None)
-        if actor is not None:
-            with contextlib.suppress(RayError):
-                await asyncio.to_thread(ray.kill, actor, no_restart=True)
+    async def _kill(self, replica: ReplicaState, actor: Any) -> None:
+        """End it, and what it has left: also one that has stopped serving is a process still."""
+        self._actors.pop(replica.id, None)
+        with contextlib.suppress(RayError):
+            await asyncio.to_thread(ray.kill, actor, no_restart=True)
+        await asyncio.to_thread(sweep, replica.id, self._boot.run)
 
     async def adopt(self) -> list[ReplicaState]:
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
@@ -207,10 +223,9 @@ class RayDriver(Driver):
 
     async def _why(self, replica: ReplicaState, ended: str) -> str:
         """How it ended, with the last that it said."""
-        folder = self._state / "logs" / replica.namespace / replica.workload
-        lines = await asyncio.to_thread(logs.tail, folder, 100)
-        said = [line.text for line in lines if line.replica == replica.id][-20:]
-        return "\n".join([*said, ended])
+        folder = log_folder(self._state, replica.namespace, replica.workload)
+        lines = await asyncio.to_thread(logs.Reader(folder, replica.id).tail, 20)
+        return "\n".join([*(line.text for line in lines), ended])
 
 
 def _log_to_stderr() -> None:

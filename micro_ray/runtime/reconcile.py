@@ -3,65 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import re
+import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from micro_ray.errors import BadRequest, Conflict, MicroError, NotFound, TooLarge
+from micro_ray.errors import BadRequest, Conflict, MicroError, NotFound, Unavailable
 from micro_ray.runtime import (
-    MAX_ENV,
-    MAX_ENV_BYTES,
     Driver,
     LogLine,
     Progress,
+    Replica,
     Runtime,
     State,
     Status,
     Workload,
     logs,
-    source,
 )
-from micro_ray.runtime.keeper import Keeper
+from micro_ray.runtime.archives import Archives
+from micro_ray.runtime.checks import changed, check, check_place
+from micro_ray.runtime.desired import Desired, Records
+from micro_ray.runtime.folders import log_folder, work_folder
+from micro_ray.runtime.keeper import Gate, Keeper, Patience
 from micro_ray.settings import Runtime as RuntimeSettings
 from micro_ray.store import Store
 
-__all__ = ["Reconciler", "source_key"]
+__all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
 
-TABLE = "runtime"
-PREFIX = "workload/"
-#: What an update may change.
-CHANGEABLE = (
-    "source", "digest", "command", "env", "replicas", "cpu", "gpu", "memory", "metadata",
-)  # fmt: skip
+#: Seconds between looks for what nobody needs any more, and those that logs of a workload that was
+#: deleted are kept.
+TIDY = 600.0
+LOGS_KEPT = 7 * 86_400.0
+#: Seconds between attempts when the store does not answer: first, and at most.
+BACKOFF = (0.05, 1.0)
+MAX_TAIL = 10_000
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A workload in the store: as desired, and as it was before, for a failed update."""
-
-    desired: Workload
-    previous: Workload | None = None
+#: The namespace and the name of a workload.
+Key = tuple[str, str]
 
 
-def source_key(digest: str) -> str:
-    """The blob under which a packed source is kept."""
-    return f"source/{digest}"
+@dataclass(slots=True)
+class _Kept:
+    """A keeper, what the store has of it, and the tasks that it lives in."""
+
+    keeper: Keeper
+    written: Desired
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Reconciler(Runtime):
-    """``async with`` takes up what the store says should run. ``state`` is the folder with sources
-    and logs."""
+    """``async with`` takes up what the store says should run; left, replicas go on. ``state`` is
+    the folder with sources and logs, ``namespace`` the platform's own. ``gate`` raises while a
+    replica is not fit to serve."""
 
     def __init__(
         self,
@@ -71,114 +74,83 @@ class Reconciler(Runtime):
         *,
         namespace: str = "micro",
         settings: RuntimeSettings | None = None,
+        gate: Gate | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
         self._drivers = drivers
         self._state = state
-        self._namespace = namespace
         self._settings = settings or RuntimeSettings()
-        self._keepers: dict[tuple[str, str], Keeper] = {}
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._gate = gate
+        self._patience = patience or Patience(
+            start=self._settings.start_timeout, drain=self._settings.drain_timeout
+        )
+        self._clock = clock
+        self._records = Records(store, namespace)
+        self._archives = Archives(
+            store, state, namespace=namespace, limit=self._settings.max_source, clock=clock
+        )
+        self._kept: dict[Key, _Kept] = {}
         self._slots = asyncio.Semaphore(max(2, os.cpu_count() or 2))
         self._writing = asyncio.Lock()
         self._loaded = asyncio.Event()
-        self._loader: asyncio.Task[None] | None = None
+        self._halted = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Reconciler:
-        self._loader = asyncio.create_task(self._load())
+        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._tidy())]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._loader is not None:
-            self._loader.cancel()
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        for keeper in self._keepers.values():
-            await keeper.close()
+        await self._let_go()
+        for kept in self._kept.values():
+            await kept.keeper.close()
         for driver in self._drivers.values():
             await driver.close()
 
     async def halt(self, grace: float) -> None:
         """Stop keeping and end all replicas, leaving the desired state as it is."""
-        for task in self._tasks.values():
+        self._halted = True
+        await self._let_go()
+        await asyncio.gather(*(kept.keeper.halt(grace) for kept in self._kept.values()))
+
+    async def _let_go(self) -> None:
+        tasks = [*self._tasks, *(task for kept in self._kept.values() for task in kept.tasks)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        await asyncio.gather(*(keeper.halt(grace) for keeper in self._keepers.values()))
-
-    async def _load(self) -> None:
-        """Take up the desired state, as soon as the store answers, and what still lives of it."""
-        pause = 0.05
-        while True:
-            try:
-                records = await self._store.query(
-                    prefix=PREFIX, table=TABLE, namespace=self._namespace
-                )
-                break
-            except MicroError as error:
-                log.info("the store does not answer yet: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-        alive = [r for driver in self._drivers.values() for r in await driver.adopt()]
-        for record in records:
-            try:
-                kept = msgspec.json.decode(record.value, type=_Kept)
-            except msgspec.DecodeError as error:
-                log.error("%s cannot be read and is passed over: %s", record.key, error)
-                continue
-            keeper = self._keep(kept.desired, kept.previous)
-            for replica in [r for r in alive if r.workload == kept.desired.name]:
-                alive.remove(replica)
-                keeper.adopt(replica)
-        for replica in alive:  # of workloads that were deleted meanwhile
-            for driver in self._drivers.values():
-                await driver.stop(replica, 0)
-        self._loaded.set()
-
-    def _keep(self, desired: Workload, previous: Workload | None) -> Keeper:
-        keeper = Keeper(
-            desired,
-            previous,
-            self._drivers,
-            prepare=self._prepare,
-            slots=self._slots,
-            start_timeout=self._settings.start_timeout,
-            drain=self._settings.drain_timeout,
-        )
-        key = (desired.namespace, desired.name)
-        self._keepers[key] = keeper
-        self._tasks[key] = asyncio.create_task(keeper.run())
-        return keeper
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- verbs -----------------------------------------------------------------------------------
 
     async def create(self, workload: Workload) -> Status:
-        self._validate(workload)
+        now = time.time()
+        workload = replace(workload, generation=1, created=now, updated=now)
+        workload = check(workload, self._drivers, self._settings.max_replicas)
         await self._ready()
-        async with self._writing:
-            key = (workload.namespace, workload.name)
-            if key in self._keepers:
-                raise Conflict(
-                    "runtime", f"{workload.name} runs already; use `micro update` to change it"
-                )
-            await self._has_source(workload)
-            now = time.time()
-            workload = replace(workload, generation=1, created=now, updated=now)
-            await self._write(workload, None)
-            return self._keep(workload, None).status()
+        key = (workload.namespace, workload.name)
+        while True:
+            async with self._writing:
+                there = self._kept.get(key)
+                if there is None:
+                    await self._has_source(workload)
+                    desired = Desired(workload=workload)
+                    await self._records.write(desired)
+                    return self._keep(desired).status()
+                if not there.keeper.ending:
+                    raise Conflict(
+                        "runtime", f"{workload.name} runs already; use `micro update` to change it"
+                    )
+            await there.gone.wait()  # it was deleted just now
 
     async def update(self, name: str, namespace: str, changes: Mapping[str, Any]) -> Status:
+        check_place(name, namespace)
         await self._ready()
-        unknown = set(changes) - set(CHANGEABLE)
-        if unknown:
-            raise BadRequest(
-                "runtime", f"{', '.join(sorted(unknown))} cannot be updated; delete and run anew"
-            )
         async with self._writing:
-            keeper = self._find(name, namespace)
-            old = keeper.desired
-            assert old is not None
-            new = replace(old, **changes, updated=time.time())
+            kept = self._find(name, namespace)
+            keeper, old = kept.keeper, kept.keeper.workload
+            if keeper.ending:
+                raise Conflict("runtime", f"{name} is being stopped; run it anew when it is gone")
+            new = replace(changed(old, changes), updated=time.time())
             rolls = any(
                 getattr(new, f.name) != getattr(old, f.name)
                 for f in fields(new)
@@ -187,130 +159,256 @@ class Reconciler(Runtime):
             # An update that changes nothing is a restart: the same again, rolled.
             if rolls or new.replicas == old.replicas:
                 new = replace(new, generation=old.generation + 1)
-            self._validate(new)
+            new = check(new, self._drivers, self._settings.max_replicas)
             await self._has_source(new)
-            previous = old if new.generation != old.generation else keeper.previous
-            await self._write(new, previous)
-            keeper.want(new, previous)
+            if new.generation != old.generation:
+                desired = Desired(workload=new, previous=keeper.fallback())
+            else:
+                desired = msgspec.structs.replace(keeper.desired, workload=new)
+            await self._records.write(desired)
+            kept.written = desired
+            keeper.want(desired)
             return keeper.status()
 
     async def delete(self, name: str, namespace: str = "micro") -> None:
+        check_place(name, namespace)
         await self._ready()
         async with self._writing:
-            keeper = self._find(name, namespace)
-            await self._store.delete(PREFIX + name, table=TABLE, namespace=namespace)
-            keeper.want(None, None)
-            await keeper.gone.wait()
-            del self._keepers[namespace, name], self._tasks[namespace, name]
-            await asyncio.to_thread(logs.prune, self._logs(namespace, name), set())
+            kept = self._find(name, namespace)
+            if not kept.keeper.ending:
+                await self._records.delete(namespace, name)
+                kept.keeper.end()
+        # Not under the lock: what it serves may take its time.
+        await kept.gone.wait()
 
     async def read(self, name: str = "", namespace: str = "micro") -> list[Status]:
+        check_place(name or "all", namespace)
         await self._ready()
         if name:
-            return [self._find(name, namespace).status()]
-        found = [k.status() for (space, _), k in self._keepers.items() if space == namespace]
-        return sorted(found, key=lambda status: status.workload.name)
+            return [self._find(name, namespace).keeper.status()]
+        found = [kept.keeper for (space, _), kept in self._kept.items() if space == namespace]
+        return sorted((k.status() for k in found), key=lambda status: status.workload.name)
 
     async def logs(
         self, name: str, namespace: str = "micro", *, tail: int = 15, follow: bool = False
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncGenerator[LogLine, None]:
+        check_place(name, namespace)
+        if not 0 <= tail <= MAX_TAIL:
+            raise BadRequest("runtime", f"tail {tail} is not within 0 and {MAX_TAIL}")
         await self._ready()
-        if not 0 <= tail <= 10_000:
-            raise BadRequest("runtime", f"tail {tail} is not within 0 and 10000")
-        folder = self._logs(namespace, name)
-        if (namespace, name) not in self._keepers and not await asyncio.to_thread(folder.is_dir):
+        folder = log_folder(self._state, namespace, name)
+        if (namespace, name) not in self._kept and not await asyncio.to_thread(folder.is_dir):
             self._find(name, namespace)
-        news = logs.follow(folder) if follow else None
-        for line in await asyncio.to_thread(logs.tail, folder, tail):
+        reader = logs.Reader(folder)
+        for line in await asyncio.to_thread(reader.tail, tail):
             yield line
-        if news is not None:
-            async for line in news:
-                yield line
+        if follow:
+            async with contextlib.aclosing(reader.follow()) as news:
+                async for line in news:
+                    yield line
 
-    async def progress(self, name: str, namespace: str = "micro") -> AsyncIterator[Progress]:
+    async def progress(self, name: str, namespace: str = "micro") -> AsyncGenerator[Progress, None]:
+        check_place(name, namespace)
         await self._ready()
-        keeper = self._find(name, namespace)
-        told = 0
+        kept, told = self._find(name, namespace), 0
         while True:
-            changed, steps = keeper.changed, keeper.steps
-            for step in steps[told:]:
+            changed = kept.keeper.changed
+            steps, told = kept.keeper.steps(told)
+            for step in steps:
                 yield step
-            told = len(steps)
-            status = keeper.status()
-            if keeper.settled or status.state is State.STOPPING:
+            if kept.keeper.changed is not changed:
+                continue  # more has come while that was told
+            status = kept.keeper.status()
+            if status.state in (State.RUNNING, State.ERROR, State.STOPPED) or kept.gone.is_set():
                 text = status.error if status.state is State.ERROR else status.state.value
                 yield Progress(state=status.state, text=text)
                 return
-            await changed.wait()
-            if keeper.steps is not steps:
-                told = 0
+            waits = [asyncio.ensure_future(event.wait()) for event in (changed, kept.gone)]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    async def upload(self, archive: bytes | AsyncIterable[bytes], namespace: str = "micro") -> str:
+        check_place("source", namespace)
+        return await self._archives.keep(archive, namespace)
 
     # -- parts -----------------------------------------------------------------------------------
 
     async def _ready(self) -> None:
-        async with asyncio.timeout(self._settings.start_timeout):
-            await self._loaded.wait()
+        if self._halted:
+            raise Unavailable("runtime", "the platform is being stopped")
+        try:
+            async with asyncio.timeout(self._settings.start_timeout):
+                await self._loaded.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "runtime", "what should run is not known yet: the store does not answer", 1.0
+            ) from None
 
-    def _find(self, name: str, namespace: str) -> Keeper:
-        keeper = self._keepers.get((namespace, name))
-        if keeper is None or keeper.desired is None:
-            names = ", ".join(sorted(n for space, n in self._keepers if space == namespace))
+    def _find(self, name: str, namespace: str) -> _Kept:
+        kept = self._kept.get((namespace, name))
+        if kept is None:
+            names = ", ".join(sorted(n for space, n in self._kept if space == namespace))
             raise NotFound("runtime", f"no workload {name!r}; there is {names or 'none'}")
-        return keeper
-
-    def _logs(self, namespace: str, name: str) -> Path:
-        return self._state / "logs" / namespace / name
-
-    async def _write(self, desired: Workload, previous: Workload | None) -> None:
-        await self._store.write(
-            PREFIX + desired.name,
-            msgspec.json.encode(_Kept(desired=desired, previous=previous)),
-            table=TABLE,
-            namespace=desired.namespace,
-        )
+        return kept
 
     async def _has_source(self, workload: Workload) -> None:
-        if not workload.digest:
-            return
-        key = source_key(workload.digest)
-        if not any(b.key == key for b in await self._store.blobs(prefix=key)):
-            raise NotFound("runtime", f"source {workload.digest[:12]} was not uploaded")
+        digest = workload.digest
+        if digest and not await self._archives.has(workload.namespace, digest):
+            raise NotFound("runtime", f"source {digest[:12]} was not uploaded")
 
     async def _prepare(self, workload: Workload) -> None:
-        """The source in its folder, fetched from the store if it is not there."""
-        if not workload.digest:
-            return
-        folder = self._state / "sources" / workload.digest
-        if await asyncio.to_thread(folder.is_dir):
-            return
-        parts = [piece async for piece in self._store.read_blob(source_key(workload.digest))]
-        await asyncio.to_thread(source.unpack, b"".join(parts), folder)
+        if workload.digest:
+            await self._archives.unpacked(workload.namespace, workload.digest)
 
-    def _validate(self, workload: Workload) -> None:
-        if not _NAME.fullmatch(workload.name):
-            raise BadRequest(
-                "runtime",
-                f"name {workload.name[:80]!r}: lower-case letters, digits, '-' and '.', at most 63",
+    # -- keepers ---------------------------------------------------------------------------------
+
+    def _keep(self, desired: Desired, adopted: tuple[Replica, ...] = ()) -> Keeper:
+        workload = desired.workload
+        keeper = Keeper(
+            desired,
+            self._drivers.get(workload.driver) or _Missing(workload.driver, self._drivers),
+            prepare=self._prepare,
+            slots=self._slots,
+            gate=self._gate,
+            patience=self._patience,
+            clock=self._clock,
+        )
+        for replica in adopted:
+            keeper.adopt(replica)
+        kept = _Kept(keeper, desired)
+        self._kept[workload.namespace, workload.name] = kept
+        kept.tasks = [
+            asyncio.create_task(self._attend(kept)),
+            asyncio.create_task(self._run(kept)),
+        ]
+        return keeper
+
+    async def _run(self, kept: _Kept) -> None:
+        """A keeper's life, and what is cleared up after it."""
+        await kept.keeper.run()
+        workload = kept.keeper.workload
+        place = (workload.namespace, workload.name)
+        kept.tasks[0].cancel()
+        await asyncio.gather(kept.tasks[0], return_exceptions=True)
+        folder = work_folder(self._state, *place)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(logs.prune, log_folder(self._state, *place), set())
+        del self._kept[place]
+        kept.gone.set()
+
+    async def _attend(self, kept: _Kept) -> None:
+        """Record what a keeper has found out, and prune the logs when replicas come and go."""
+        keeper, alive = kept.keeper, set[str]()
+        workload = keeper.workload
+        folder = log_folder(self._state, workload.namespace, workload.name)
+        while True:
+            changed = keeper.changed
+            if keeper.desired is not kept.written:
+                await self._record(kept)
+            if keeper.replicas() != alive:
+                alive = keeper.replicas()
+                await asyncio.to_thread(logs.prune, folder, alive)
+            await changed.wait()
+
+    async def _record(self, kept: _Kept) -> None:
+        async with self._writing:
+            desired = kept.keeper.desired
+            if kept.keeper.ending or desired is kept.written:
+                return
+            try:
+                await self._records.write(desired)
+            except MicroError as error:
+                # It is written with the next change; without it a new runtime finds out again.
+                log.warning("%s cannot be recorded: %s", desired.workload.name, error)
+            else:
+                kept.written = desired
+
+    async def _load(self) -> None:
+        """Take up the desired state, as soon as the store answers, and what still lives of it."""
+        pause = BACKOFF[0]
+        while True:
+            try:
+                found = await self._records.load()
+                alive = {d: await driver.adopt() for d, driver in self._drivers.items()}
+                break
+            except MicroError as error:
+                log.info("the store does not answer yet: %s", error)
+            except Exception:
+                log.exception("what should run cannot be taken up yet")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF[1])
+        for desired in found:
+            workload = desired.workload
+            theirs = tuple(
+                r
+                for r in alive.get(workload.driver, ())
+                if (r.namespace, r.workload) == (workload.namespace, workload.name)
             )
-        if workload.driver not in self._drivers:
-            raise BadRequest(
-                "runtime",
-                f"driver {workload.driver!r}; there is {', '.join(sorted(self._drivers))}",
-            )
-        if workload.driver == "ray" and workload.command:
-            raise BadRequest("runtime", "a command runs as a process: use driver 'process'")
-        if not workload.digest and not workload.command:
-            raise BadRequest("runtime", "neither source nor command: nothing to run")
-        if not 0 <= workload.replicas <= self._settings.max_replicas:
-            raise BadRequest(
-                "runtime",
-                f"replicas {workload.replicas} is not within 0 and {self._settings.max_replicas}",
-            )
-        for what in ("cpu", "gpu", "memory"):
-            if not 0 <= getattr(workload, what) < 2**50:
-                raise BadRequest("runtime", f"{what} {getattr(workload, what)} is out of range")
-        if len(workload.env) > MAX_ENV or sum(map(len, workload.env.values())) > MAX_ENV_BYTES:
-            raise TooLarge("runtime", f"env over {MAX_ENV} variables or {MAX_ENV_BYTES} bytes")
-        for variable in workload.env:
-            if not _VARIABLE.fullmatch(variable):
-                raise BadRequest("runtime", f"env: {variable[:80]!r} is no variable's name")
+            self._keep(desired, theirs)
+        self._loaded.set()
+        await asyncio.gather(
+            *(
+                self._drivers[driver].stop(replica, self._patience.drain)
+                for driver, replicas in alive.items()
+                for replica in replicas
+                if not self._has(driver, replica)  # deleted while no runtime was there
+            ),
+            return_exceptions=True,
+        )
+
+    def _has(self, driver: str, replica: Replica) -> bool:
+        kept = self._kept.get((replica.namespace, replica.workload))
+        return kept is not None and kept.keeper.workload.driver == driver
+
+    async def _tidy(self) -> None:
+        """Remove what nobody needs any more, now and then."""
+        await self._loaded.wait()
+        while True:
+            try:
+                await self.tidy()
+            except MicroError as error:
+                log.info("not tidied: %s", error)
+            except Exception:
+                log.exception("not tidied")
+            await asyncio.sleep(TIDY)
+
+    async def tidy(self) -> None:
+        """Remove sources that no workload has named for an hour, and logs of workloads that were
+        deleted a week ago."""
+        async with self._writing:
+            named = {
+                (workload.namespace, workload.digest)
+                for kept in self._kept.values()
+                for workload in (kept.keeper.workload, kept.keeper.desired.previous)
+                if workload is not None
+            }
+            await self._archives.collect(named)
+        before = time.time() - LOGS_KEPT
+        for folder in await asyncio.to_thread(lambda: list((self._state / "logs").glob("*/*"))):
+            if (folder.parent.name, folder.name) not in self._kept:
+                await asyncio.to_thread(logs.forget_old, folder, before)
+
+
+class _Missing(Driver):
+    """Stands for a driver that a workload names and this runtime does not have: it says so."""
+
+    def __init__(self, name: str, drivers: Mapping[str, Driver]) -> None:
+        self._why = f"driver {name!r} is not there; there is {', '.join(sorted(drivers))}"
+
+    async def start(self, replica: Replica, workload: Workload) -> Replica:
+        raise Unavailable("runtime", self._why)
+
+    async def ended(self, replica: Replica) -> str:
+        return self._why
+
+    async def stop(self, replica: Replica, grace: float) -> None:
+        """There is none."""
+
+    async def adopt(self) -> list[Replica]:
+        return []
+
+    async def close(self) -> None:
+        """Nothing is held."""

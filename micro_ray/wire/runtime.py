@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from micro_ray.context import current
-from micro_ray.errors import BadRequest, TooLarge
-from micro_ray.runtime import LogLine, Progress, Runtime, Status, Workload
-from micro_ray.runtime.reconcile import source_key
-from micro_ray.runtime.source import MAX_BYTES
-from micro_ray.store import Store
+from micro_ray.errors import MicroError, Unavailable
+from micro_ray.network.network import Network
+from micro_ray.router import Filter
+from micro_ray.runtime import LogLine, Progress, Replica, Runtime, Status, Workload
+from micro_ray.runtime.keeper import Gate
+from micro_ray.runtime.source import pieces
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.remote import Caller, from_json, to_json
 
-__all__ = ["RemoteRuntime", "endpoints"]
+__all__ = ["RemoteRuntime", "endpoints", "gate"]
 
 NAME = "runtime"
+#: Seconds that a replica has to say that it is healthy.
+HEALTH = 5.0
 
 
 class _Face:
     """The verbs as endpoints; the namespace is the caller's."""
 
-    def __init__(self, runtime: Runtime, store: Store) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._store = store
 
     async def create(self, workload: Workload) -> Status:
         """Let a workload run."""
@@ -36,11 +36,7 @@ class _Face:
 
     async def update(self, name: str, changes: dict[str, Any]) -> Status:
         """Change a workload; without changes, restart it."""
-        try:
-            typed = {k: _typed(k, v) for k, v in changes.items()}
-        except msgspec.ValidationError as error:
-            raise BadRequest(NAME, f"changes: {error}") from None
-        return await self._runtime.update(name, current().namespace, typed)
+        return await self._runtime.update(name, current().namespace, changes)
 
     async def delete(self, name: str) -> None:
         """Stop a workload and forget it."""
@@ -53,53 +49,51 @@ class _Face:
     async def logs(self, name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
         """The last lines of all replicas, then what comes."""
         lines = self._runtime.logs(name, current().namespace, tail=tail, follow=follow)
-        async for line in lines:
-            yield line
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                yield line
 
     async def progress(self, name: str) -> AsyncIterator[Progress]:
         """The steps of a workload until it runs or has failed."""
-        async for step in self._runtime.progress(name, current().namespace):
-            yield step
+        steps = self._runtime.progress(name, current().namespace)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
 
-    async def upload(self, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+    async def upload(self, archive: AsyncIterator[bytes]) -> dict[str, Any]:
         """Keep a packed source; the answer has its digest."""
-        archive = bytearray()
-        async for piece in pieces:
-            archive += piece
-            if len(archive) > MAX_BYTES:
-                raise TooLarge(NAME, f"source over {MAX_BYTES} bytes")
-        digest = hashlib.sha256(archive).hexdigest()
-
-        async def once() -> AsyncIterator[bytes]:
-            for start in range(0, len(archive), 2**18):
-                yield bytes(archive[start : start + 2**18])
-
-        await self._store.write_blob(source_key(digest), once())
-        return {"digest": digest, "size": len(archive)}
+        return {"digest": await self._runtime.upload(archive, current().namespace)}
 
 
-def endpoints(runtime: Runtime, store: Store) -> Endpoints:
-    """Service ``runtime``. ``store`` takes the uploaded sources."""
-    face, table = _Face(runtime, store), Endpoints(NAME)
+def endpoints(runtime: Runtime) -> Endpoints:
+    """Service ``runtime``."""
+    face, table = _Face(runtime), Endpoints(NAME)
     for name in ("create", "update", "delete", "read", "logs", "progress"):
         table.add(endpoint_name(NAME, name), getattr(face, name))
     table.add("Source.Upload", face.upload)
     return table
 
 
-def _typed(name: str, value: Any) -> Any:
-    kinds: Mapping[str, Any] = {
-        "source": str,
-        "digest": str,
-        "command": tuple[str, ...],
-        "env": dict[str, str],
-        "replicas": int,
-        "cpu": float,
-        "gpu": float,
-        "memory": int,
-        "metadata": dict[str, str],
-    }
-    return msgspec.convert(value, kinds[name]) if name in kinds else value
+def gate(network: Network) -> Gate:
+    """Lets a replica through that is in the route table and says of itself that it is healthy; a
+    command need not be there."""
+
+    async def check(replica: Replica, workload: Workload) -> None:
+        routes = network.table.routes(replica.namespace)
+        route = next((route for route in routes if route.id == replica.id), None)
+        if route is not None:
+            await network.call(
+                route.service,
+                "Debug.Health",
+                b"{}",
+                namespace=replica.namespace,
+                filter=Filter(node=replica.id),
+                timeout=HEALTH,
+            )
+        elif not workload.command:
+            raise Unavailable(NAME, "it is not in the route table")
+
+    return check
 
 
 class RemoteRuntime(Runtime):
@@ -144,23 +138,23 @@ class RemoteRuntime(Runtime):
 
     async def logs(
         self, name: str, namespace: str = "micro", *, tail: int = 15, follow: bool = False
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncGenerator[LogLine, None]:
         request = {"name": name, "tail": tail, "follow": follow}
         async for message in self._stream("Runtime.Logs", request, namespace):
             yield from_json(message, LogLine, NAME)
 
-    async def progress(self, name: str, namespace: str = "micro") -> AsyncIterator[Progress]:
+    async def progress(self, name: str, namespace: str = "micro") -> AsyncGenerator[Progress, None]:
         async for message in self._stream("Runtime.Progress", {"name": name}, namespace):
             yield from_json(message, Progress, NAME)
 
-    async def upload(self, archive: bytes, namespace: str = "micro") -> str:
-        """Keep a packed source; its digest."""
+    async def upload(self, archive: bytes | AsyncIterable[bytes], namespace: str = "micro") -> str:
         opened = await self._caller.open(
             NAME, "Source.Upload", metadata={"micro-namespace": namespace}
         )
         async with opened as stream:
-            for start in range(0, len(archive), 2**18):
-                await stream.send(archive[start : start + 2**18])
-            await stream.end()
+            with contextlib.suppress(MicroError):  # refused before its end: the answer says why
+                async for piece in pieces(archive):
+                    await stream.send(piece)
+                await stream.end()
             answer = await stream.receive()
         return str(from_json(answer or b"", dict[str, Any], NAME)["digest"])

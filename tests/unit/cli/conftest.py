@@ -51,14 +51,14 @@ async def state(town: Here) -> AsyncIterator[Path]:
         driver = ProcessDriver(
             folder,
             environ=service_environ(town.bootstrap, settings),
-            known=lambda node: network.table.has("micro", node),
+            known=network.table.has,
             anchor=os.getpid(),
             grace=2.0,
         )
         async with Reconciler(
             store, {"process": driver}, folder, settings=settings.runtime
         ) as runtime:
-            await town.host("runtime", face.endpoints(runtime, store), socket_name="runtime-0")
+            await town.host("runtime", face.endpoints(runtime), socket_name="runtime-0")
             await town.known("runtime")
             yield folder
             await runtime.halt(0)
