@@ -38,6 +38,8 @@ __all__ = [
 
 #: Longest ``detail`` that crosses a wire, in characters; longer ones are cut with an ellipsis.
 MAX_DETAIL = 16_384
+#: Longest ``id`` and largest ``retry_after`` (seconds) that are taken from a wire.
+MAX_ID, MAX_RETRY_AFTER = 512, 30 * 86_400
 
 
 class MicroError(Exception):
@@ -208,12 +210,14 @@ def make(code: int, id: str, detail: str, retry_after: float | None = None) -> M
 
 
 def from_dict(form: Mapping[str, Any]) -> MicroError:
-    """The inverse of :meth:`MicroError.to_dict`; never raises, whatever a peer sent."""
-    code = form.get("code")
+    """The inverse of :meth:`MicroError.to_dict`; never raises, whatever a peer sent: what is of the
+    wrong type or beyond measure counts as not said."""
+    code, id, detail = form.get("code"), form.get("id"), form.get("detail")
     retry = form.get("retry_after")
+    usable = isinstance(retry, int | float) and 0 <= retry <= MAX_RETRY_AFTER
     return make(
         code if isinstance(code, int) else 500,
-        str(form.get("id", "")),
-        str(form.get("detail", "")),
-        float(retry) if isinstance(retry, int | float) else None,
+        id[:MAX_ID] if isinstance(id, str) else "",
+        detail if isinstance(detail, str) else "",
+        float(retry) if usable and retry is not None else None,
     )
