@@ -286,5 +286,7 @@ def _follow(session: Session, name: str, no_wait: bool) -> None:
                 click.echo(f"{time.monotonic() - begun:5.1f} s  {visible(text)}")
         if state == "error":
             raise Failed("runtime", text)
+        if state not in ("running", "stopped"):
+            raise Failed("runtime", f"{name} was ended before it ran")
     if session.output == "json":
         as_json(session.call(SERVICE, "Runtime.Read", {"name": name})[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -307,6 +308,50 @@ async def test_ctrl_c_leaves_what_was_begun(
         return bool(row["state"] == "running")
 
     await eventually(runs)
+
+
+async def test_what_is_killed_while_it_starts_is_told(
+    terminal: Terminal, here_folder: Path, clean: None
+) -> None:
+    """Somebody else ends it: the one who waits is not told that it runs."""
+    folder = here_folder / "doomed"
+    folder.mkdir()
+    (folder / "main.py").write_text("import time\ntime.sleep(60)\n")
+    async with terminal.started("run", "doomed") as process:
+        assert process.stdout
+        assert b"starting doomed-" in await process.stdout.readline()
+        assert (await terminal.inside("kill", "doomed")).code == 0
+        _, said = await process.communicate()
+        assert (process.returncode, said) == (1, b"Doomed was ended before it ran\n")
+
+
+async def test_a_replica_that_dies_under_a_stream(
+    terminal: Terminal, here_folder: Path, town: Here, clean: None
+) -> None:
+    """The stream ends with the reason and a code, not as if it had come to its end."""
+    folder = here_folder / "mortal"
+    folder.mkdir()
+    (folder / "main.py").write_text(
+        "from collections.abc import AsyncIterator\n"
+        "import asyncio\n"
+        "from micro_ray import Service\n"
+        'service = Service("mortal")\n'
+        "@service.endpoint\n"
+        "async def beat() -> AsyncIterator[int]:\n"
+        "    yield 1\n"
+        "    await asyncio.sleep(60)\n"
+        "service.run()\n"
+    )
+    assert (await terminal.inside("run", "mortal")).code == 0
+    await town.known("mortal")
+    (row,) = (await terminal.inside("status", "mortal", "-o", "json")).json()
+    async with terminal.started("mortal", "beat") as process:
+        assert process.stdout
+        assert await process.stdout.readline() == b"1\n"
+        os.kill(row["replicas"][0]["pid"], signal.SIGKILL)
+        _, said = await process.communicate()
+    assert process.returncode == 127
+    assert b"while the call was under way" in said
 
 
 async def test_a_table_cannot_be_broken(terminal: Terminal, here_folder: Path, clean: None) -> None:
