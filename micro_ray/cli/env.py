@@ -46,11 +46,7 @@ def ray(session: Session) -> None:
     path = session.settings.state / "ray.json"
     try:
         known = json.loads(path.read_text())
-        variables = {
-            "RAY_ADDRESS": str(known["address"]),
-            "RAY_AUTH_MODE": str(known["auth_mode"]),
-            "RAY_AUTH_TOKEN_PATH": str(known["token_path"]),
-        }
+        variables = {"RAY_ADDRESS": known["RAY_ADDRESS"], **known}
     except FileNotFoundError:
         raise Unavailable(
             "client", f"no micro server at {session.settings.state}; start one with `micro server`"
@@ -59,9 +55,8 @@ def ray(session: Session) -> None:
         raise Unavailable(
             "client", f"{path} cannot be read; stop `micro server` and start it again"
         ) from None
-    given = {name: value for name, value in variables.items() if value}
     if session.output == "json":
-        as_json(given)
+        as_json(variables)
         return
-    for name, value in given.items():
-        click.echo(f"export {name}={shlex.quote(value)}")
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(str(value))}")

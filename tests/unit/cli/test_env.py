@@ -41,7 +41,7 @@ def known(terminal: Terminal, **form: object) -> None:
 async def test_lines_for_a_shell(lonely: Terminal) -> None:
     """A shell that evaluates them has the variables, whatever is in them."""
     token = "/a path/with 'quotes'/token"
-    known(lonely, address="127.0.0.1:6379", auth_mode="token", token_path=token)
+    known(lonely, RAY_ADDRESS="127.0.0.1:6379", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=token)
     line = f'eval "$({MICRO} env ray)"; printf "%s|" "$RAY_ADDRESS" "$RAY_AUTH_MODE" ' \
            '"$RAY_AUTH_TOKEN_PATH"'  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -51,8 +51,8 @@ async def test_lines_for_a_shell(lonely: Terminal) -> None:
     assert shown.decode() == f"127.0.0.1:6379|token|{token}|"
 
 
-async def test_what_is_blank_is_left_out(lonely: Terminal) -> None:
-    known(lonely, address="10.0.0.5:6379", auth_mode="disabled", token_path="")
+async def test_the_variables_as_json(lonely: Terminal) -> None:
+    known(lonely, RAY_ADDRESS="10.0.0.5:6379", RAY_AUTH_MODE="disabled")
     done = await lonely.inside("env", "ray")
     assert done.lines == ["export RAY_ADDRESS=10.0.0.5:6379", "export RAY_AUTH_MODE=disabled"]
     assert (await lonely.inside("env", "ray", "-o", "json")).json() == {
@@ -67,7 +67,7 @@ async def test_no_server(lonely: Terminal) -> None:
     assert done.err.endswith("; start one with `micro server`\n")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"address": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"other": "x"}'])
 async def test_a_file_that_cannot_be_read(lonely: Terminal, text: str) -> None:
     (Path(lonely.environ["MICRO_STATE"]) / "ray.json").write_text(text)
     done = await lonely.inside("env", "ray")
