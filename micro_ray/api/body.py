@@ -30,6 +30,7 @@ __all__ = [
     "OCTETS",
     "ClientGone",
     "build",
+    "client_gone",
     "field_metadata",
     "kind_of",
     "merged",
@@ -56,6 +57,14 @@ _decode = msgspec.json.Decoder().decode
 
 class ClientGone(Cancelled):
     """The client has closed its connection: there is nobody to answer."""
+
+
+async def client_gone(scope: Mapping[str, Any]) -> None:
+    """Raise ClientGone once the client has left, where the server can say it while it holds the
+    client back (the extension ``micro.gone``); wait for ever where it cannot."""
+    gone = scope.get("extensions", {}).get("micro.gone")
+    await (gone() if gone is not None else asyncio.Event().wait())
+    raise ClientGone("api", "the client went away")
 
 
 async def read_body(

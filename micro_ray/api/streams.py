@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +22,7 @@ from micro_ray.api.body import (
     OCTETS,
     ClientGone,
     build,
+    client_gone,
     field_metadata,
     kind_of,
     merged,
@@ -92,7 +93,8 @@ async def serve_stream(
     answer = _Answer(api, send, target, headers, request_id, only_head=method == "HEAD")
     more = _messages(receive, target, api.settings.max_body) if takes_stream else None
     async with stream:
-        return await _both_ways(stream, answer, _feed(stream, receive, first, more))
+        feed = _feed(stream, receive, first, more)
+        return await _both_ways(stream, answer, feed, client_gone(scope))
 
 
 def _content(target: Target, headers: Mapping[bytes, bytes]) -> str:
@@ -106,15 +108,16 @@ def _content(target: Target, headers: Mapping[bytes, bytes]) -> str:
     return JSON
 
 
-async def _both_ways(stream: Stream, answer: _Answer, feed: Any) -> int:
-    """Feed and pour until the answer ends, the client goes, or either fails."""
-    feeding = asyncio.create_task(feed)
+async def _both_ways(stream: Stream, answer: _Answer, *others: Coroutine[Any, Any, None]) -> int:
+    """Pour until the answer ends, or one of the others, which do so by an error only."""
     pouring = asyncio.create_task(answer.pour(stream))
+    tasks = [pouring, *map(asyncio.create_task, others)]
     try:
-        await asyncio.wait({feeding, pouring}, return_when=asyncio.FIRST_COMPLETED)
-        if not pouring.done():
-            await feeding  # it ends by an error only
-        await pouring
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                await task
+                break
     except ClientGone:
         raise
     except Exception as raised:
@@ -130,9 +133,9 @@ async def _both_ways(stream: Stream, answer: _Answer, feed: Any) -> int:
         await answer.fail(error)
         return error.code
     finally:
-        for task in (feeding, pouring):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(feeding, pouring, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
     return 200
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from micro_ray.api.body import OCTETS, build, field_metadata, merged
+from micro_ray.api.body import OCTETS, ClientGone, build, client_gone, field_metadata, merged
 from micro_ray.api.paths import Target
 from micro_ray.errors import BadRequest, InternalError, MethodNotAllowed, MicroError, TooLarge
 from micro_ray.network import Stream
@@ -32,10 +32,6 @@ __all__ = ["serve_websocket"]
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-
-
-class _GoneError(Exception):
-    """The client has closed."""
 
 
 async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None:
@@ -58,7 +54,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
         await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id)]})
         await (socket.stream() if target.stream else socket.calls())
         await _close(send, 1000)
-    except _GoneError:
+    except ClientGone:
         pass
     except MicroError as error:
         code = error.code
@@ -100,6 +96,7 @@ class _Socket:
         self._receive = receive
         self._send = send
         self._target = target
+        self._scope = scope
         self._query = scope["query_string"]
         self._timeout = timeout
         self._metadata = metadata
@@ -114,7 +111,7 @@ class _Socket:
     async def calls(self) -> None:
         """A call per frame, until the client goes."""
         frames: asyncio.Queue[bytes] = asyncio.Queue(1)
-        await _first_of(self._call_each(frames), self._read_ahead(frames))
+        await self._first_of(self._call_each(frames), self._read_ahead(frames))
 
     async def _read_ahead(self, frames: asyncio.Queue[bytes]) -> None:
         """Hold the next frame while a call is under way: so its client's leaving is seen."""
@@ -152,7 +149,7 @@ class _Socket:
             metadata=self._metadata,
         )
         async with opened as stream:
-            await _first_of(self._pour(stream), self._feed(stream, first))
+            await self._first_of(self._pour(stream), self._feed(stream, first))
 
     async def _feed(self, stream: Stream, first: bytes | None) -> None:
         """Ends by an error only: at the latest the client's leaving."""
@@ -169,6 +166,20 @@ class _Socket:
         said = "said that no more will come" if takes_stream else "has had its one request"
         raise BadRequest("api", f"a frame too many: {self._target.endpoint} {said}")
 
+    async def _first_of(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Run until one is done, has failed, or the client is gone; none is left."""
+        tasks = [asyncio.create_task(one) for one in (*work, client_gone(self._scope))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    await task
+                    break
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _pour(self, stream: Stream) -> None:
         while (message := await stream.receive()) is not None:
             await self._answer(message)
@@ -177,7 +188,7 @@ class _Socket:
         """The next frame of the client, None for an empty text."""
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            raise _GoneError
+            raise ClientGone("api", "the client has closed")
         if message.get("bytes") is not None:
             return bytes(message["bytes"])
         text: str = message.get("text") or ""
@@ -189,20 +200,6 @@ class _Socket:
                 await self._send({"type": "websocket.send", "text": body.decode()})
                 return
         await self._send({"type": "websocket.send", "bytes": body})
-
-
-async def _first_of(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
-    """Run both until the work is done or either fails; neither is left."""
-    working, watching = asyncio.create_task(work), asyncio.create_task(watch)
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            await watching
-        await working
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _sent(stream: Stream, message: bytes) -> bool:

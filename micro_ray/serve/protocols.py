@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -31,6 +32,9 @@ MAX_PIPELINED = 64
 LAST_REQUEST, LOOK = 1.0, 0.05
 #: Seconds that a refused client's bytes are still taken.
 LINGER = 1.0
+#: Seconds between looks whether a client that is held back is still there; the name by which an
+#: application finds :meth:`_Watching.gone` among the extensions of its scope.
+LOOK_GONE, GONE = 0.5, "micro.gone"
 #: Headers, and tokens of ``connection``, that offer another protocol.
 _UPGRADE = (b"upgrade", b"http2-settings")
 
@@ -41,14 +45,33 @@ class _Refusal(Exception):
     """Stops the parser: this request is not taken. The arguments are its status and detail."""
 
 
-class _Stalling(asyncio.Protocol):
-    """Cuts off a client that takes nothing of what is written to it."""
+class _Watching(asyncio.Protocol):
+    """Sees clients that are there no more, and those that take nothing of what is written."""
 
     settings: ApiSettings
     transport: Any
     loop: asyncio.AbstractEventLoop
+    _lost = False
     _stall: asyncio.TimerHandle | None = None
     _unsent = 0
+
+    def reading(self) -> bool:
+        """Whether what the client sends is being read."""
+        raise NotImplementedError
+
+    async def gone(self) -> None:
+        """Return when the client has left. An application cannot learn that by receiving while it
+        holds the client back: nothing is read then, and so the end is not, either."""
+        while not self._lost:
+            if not self.reading() and _hung_up(self.transport):
+                self.transport.abort()
+                return
+            await asyncio.sleep(LOOK_GONE)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._forget()
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -57,10 +80,6 @@ class _Stalling(asyncio.Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._forget()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
 
     def _watch(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
@@ -78,11 +97,28 @@ class _Stalling(asyncio.Protocol):
             self._stall = None
 
 
-class WebSocketProtocol(_Stalling, WebSocketsSansIOProtocol):
-    """uvicorn's, with the bound on stalling clients."""
+class WebSocketProtocol(_Watching, WebSocketsSansIOProtocol):
+    """uvicorn's, watching its client."""
+
+    def reading(self) -> bool:
+        return not self.read_paused
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            extensions: Any = self.scope["extensions"]
+            extensions[GONE] = self.gone
+
+    def keepalive_timeout(self) -> None:
+        """The answer to a ping may be among what is held back."""
+        if self.read_paused and not _hung_up(self.transport):
+            self.pong_timer = self.pending_ping_payload = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
 
 
-class HttpProtocol(_Stalling, HttpToolsProtocol):
+class HttpProtocol(_Watching, HttpToolsProtocol):
     """uvicorn's, bounded.
 
     A head has ``header_timeout`` seconds and ``max_headers`` bytes. So has what is left of a body
@@ -100,6 +136,7 @@ class HttpProtocol(_Stalling, HttpToolsProtocol):
         self._beside = 0  # bytes since the body's last own byte
         self._refusal: tuple[int, str] | None = None
         self._leaving = False
+        self._extensions: dict[str, Any] = {GONE: self.gone}
 
     # -- arriving --------------------------------------------------------------------------------
 
@@ -146,8 +183,12 @@ class HttpProtocol(_Stalling, HttpToolsProtocol):
         elif self._beside > settings.max_headers and cycle.more_body:
             self._refuse(431, f"over {settings.max_headers} bytes beside the body")
 
+    def reading(self) -> bool:
+        return not self.flow.read_paused
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = self._extensions
         self._head_done = False
         self._head = self._begun = self._chunk
 
@@ -164,8 +205,10 @@ class HttpProtocol(_Stalling, HttpToolsProtocol):
         if self.parser.get_method() == b"CONNECT":
             raise _Refusal(405, "CONNECT is not served")
         super().on_headers_complete()
-        if self._leaving and self.cycle is not None:
-            self.cycle.keep_alive = False
+        if not self.parser.should_upgrade():
+            self.headers = []  # trailers are no headers: they stay out of the scope's list
+            if self._leaving:
+                self.cycle.keep_alive = False
 
     def _weigh(self) -> None:
         """The pieces hold more than the head may: see how much of it is head."""
@@ -327,6 +370,16 @@ def _has_more(transport: Any) -> bool:
             return bool(peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
         return False
+
+
+def _hung_up(transport: Any) -> bool:
+    """Whether the client has closed, seen past what it sent before and nobody has read."""
+    poll = select.poll()
+    try:
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):
+        return True
 
 
 def protocols(settings: ApiSettings) -> tuple[type[HttpProtocol], type[WebSocketProtocol]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -16,11 +17,20 @@ from tests.unit.api import services
 from tests.unit.api.door import Door, open_door
 from tests.unit.api.services import Probe
 
+HERE = Path(__file__).parent
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A signal does not wake an idle uvloop, so that a thread must end what hangs."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(60, method="thread"))
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")

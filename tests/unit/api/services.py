@@ -42,13 +42,13 @@ class Colour(enum.Enum):
     ONE = "1"
 
 
-@dataclass
+@dataclass(slots=True)
 class Place:
     city: str = ""
     zip: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Everything:
     count: int = 0
     ratio: float = 0.0
@@ -241,7 +241,7 @@ def users() -> Service:
         return {"size": len(body), "fields": along}
 
     @service.endpoint(path="/at/{place.city}/{place.zip}", method="GET")
-    async def at(place: Place) -> dict[str, Any]:
+    async def at(place: Place, extra: str = "") -> dict[str, Any]:
         return {"city": place.city, "zip": place.zip}
 
     @service.endpoint(path="/rooms/{room}/events", method="GET")
