@@ -68,7 +68,9 @@ async def state(town: Here) -> AsyncIterator[Path]:
 def here_folder() -> Iterator[Path]:
     """An empty folder to be in."""
     with tempfile.TemporaryDirectory(prefix="mf-") as name:
-        yield Path(name)
+        folder = Path(name) / "folder"
+        folder.mkdir()
+        yield folder
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ async def test_it_is_said_at_once(lonely: Terminal) -> None:
     begun = time.monotonic()
     done = await lonely.micro("helloworld", "call")
     assert done.code == 4
-    assert time.monotonic() - begun < 2.0  # and not the seconds that a service waits for a table
+    assert time.monotonic() - begun < 4.0  # and not the seconds that a service waits for a table
 
 
 @pytest.mark.parametrize("args", [["services"], ["helloworld", "call"], ["logs", "-f", "x"]])
@@ -93,7 +93,7 @@ async def test_sockets_that_a_killed_server_has_left(
         listener.listen()
     begun = time.monotonic()
     done = await lonely.within(MICRO_ROUTER=f"unix:{path}").inside(*args)
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 3.0
     assert done.code == 4
     assert f"o micro server at unix:{path} (its socket is left, the server has ended)" in done.err
 

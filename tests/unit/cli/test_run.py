@@ -257,7 +257,7 @@ async def test_an_update_that_fails_leaves_what_ran(
         (["kill", "nowhere"], "No workload 'nowhere'"),
         (["kill", "nowhere@v1"], "No workload 'nowhere'"),
         (["status", "nowhere"], "No workload 'nowhere'"),
-        (["status", "."], "No workload "),
+        (["status", "."], "No workload 'folder'"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
