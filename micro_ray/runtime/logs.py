@@ -28,14 +28,34 @@ PIECE = 2**20
 
 LOG = ".log"
 OLDER = ".log.1"
+MISSING = "... lines are missing: they were written faster than they could be read"
+#: Bytes by which a file is known again.
+HEAD = 32
 
 
 @dataclass(slots=True)
 class _Place:
-    """How far a replica's log has been read: of the file with this inode, so many bytes."""
+    """How far a replica's log has been read: so many bytes of the file with this inode that begins
+    so (inodes are used again, and a line begins with its time). ``seen`` spares looks at a file
+    that has not changed."""
 
     inode: int = 0
+    head: bytes = b""
     offset: int = 0
+    seen: tuple[int, int, int] = (0, 0, 0)
+
+    def enter(self, file: BinaryIO) -> bool:
+        """Whether this is the file that was read; its beginning may be known only now."""
+        head = os.pread(file.fileno(), HEAD, 0)
+        if os.fstat(file.fileno()).st_ino != self.inode or not head.startswith(self.head):
+            return False
+        self.head = head
+        return True
+
+    def begin(self, file: BinaryIO) -> None:
+        """Another file, from its beginning."""
+        self.inode, self.head, self.offset = os.fstat(file.fileno()).st_ino, b"", 0
+        self.enter(file)
 
 
 @dataclass(slots=True)
@@ -95,25 +115,34 @@ class Reader:
         """What one log has got since the last look, at most a piece of it."""
         path = self.folder / f"{replica}{LOG}"
         stat = path.stat()
-        if place.inode and stat.st_ino != place.inode:
-            # It was full and was renamed: its end first.
-            try:
-                with path.with_suffix(OLDER).open("rb") as older:
-                    known = os.fstat(older.fileno()).st_ino == place.inode
-                    more = list(_read(older, replica, place)) if known else []
-            except FileNotFoundError:
-                known, more = False, []
-            if more:
-                yield from more
-                return
-            if not known:
-                text = "... lines are missing: they were written faster than they could be read"
-                yield LogLine(at=time.time(), replica=replica, stream="err", text=text)
-            place.inode, place.offset = 0, 0
-        if stat.st_ino != place.inode or stat.st_size > place.offset:
-            with path.open("rb") as file:
-                place.inode = os.fstat(file.fileno()).st_ino
-                yield from _read(file, replica, place)
+        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if seen == place.seen:
+            return
+        with path.open("rb") as newer:
+            if place.inode and not place.enter(newer):
+                # The one that was read was full and was renamed: its end first.
+                more = self._older(path.with_suffix(OLDER), replica, place)
+                if more:
+                    yield from more
+                    return
+                place.begin(newer)
+            elif not place.inode:
+                place.begin(newer)
+            begun = place.offset
+            yield from _read(newer, replica, place)
+            if place.offset == begun:
+                place.seen = seen
+
+    def _older(self, path: Path, replica: str, place: _Place) -> list[LogLine]:
+        """What is left of a file that was renamed, or, when it is gone, all of the one after it."""
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as older:
+            if place.enter(older):
+                return list(_read(older, replica, place))
+            place.begin(older)
+            lines = list(_read(older, replica, place))
+            at = lines[0].at if lines else time.time()
+            return [LogLine(at=at, replica=replica, stream="err", text=MISSING), *lines]
+        return []
 
 
 def _opened(folder: Path, replica: str) -> tuple[BinaryIO | None, BinaryIO | None]:
@@ -153,7 +182,9 @@ def _last(file: BinaryIO, replica: str, count: int) -> tuple[list[LogLine], _Pla
     rows = data[:whole].split(b"\n")[:-1]
     if begin:
         rows = rows[1:]  # a part of a line
-    place = _Place(inode=os.fstat(file.fileno()).st_ino, offset=begin + whole)
+    place = _Place()
+    place.begin(file)
+    place.offset = begin + whole
     wanted = rows[-count:] if count else []
     return [line for row in wanted if (line := _parse(row, replica)) is not None], place
 
