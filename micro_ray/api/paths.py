@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from micro_ray.api.templates import Template, parse
-from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound
+from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
@@ -218,6 +218,8 @@ class Paths:
             entry = table.entry(namespace, self._folded.get(fold(service), ""))
         if entry is not None:
             return entry
+        if not table.version:
+            raise Unavailable("api", "no route table yet: no router has answered", 1.0)
         near = table.near(namespace, service) if len(service) <= MAX_NAME else []
         hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
         raise NotFound("api", f"no service {service!r}{hint}")

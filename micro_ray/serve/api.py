@@ -9,6 +9,7 @@ who come that way.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -29,7 +30,7 @@ __all__ = ["NAME", "application"]
 #: The Serve application, deployment and platform service are all named so.
 NAME = "api"
 
-#: Seconds a door waits for its first route table before it listens with an empty one.
+#: Seconds a door waits for its first route table before it listens without one.
 FIRST_TABLE = 10.0
 
 
@@ -58,6 +59,9 @@ class ApiDoor:
             ready=follower.ready.is_set,
             namespace=settings.namespace,
         )
+        with contextlib.suppress(TimeoutError):  # then it listens, and says 503 until one comes
+            async with asyncio.timeout(FIRST_TABLE):
+                await follower.ready.wait()
         self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
         await self._listener.start()
         self._stack.push_async_callback(self._listener.stop)
