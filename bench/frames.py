@@ -7,12 +7,11 @@ import contextlib
 import os
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.measure import Sample, interleave, quantile, table
+from bench.measure import calls, interleave, table
 from bench.stack import ROOT
 
 __all__ = ["run"]
@@ -93,26 +92,6 @@ async def _ray(folder: str) -> AsyncIterator[Echo]:
         ray.shutdown()
 
 
-async def _measure(echo: Echo, body: bytes, in_flight: int, seconds: float) -> Sample:
-    latencies: list[float] = []
-    end = time.perf_counter() + seconds
-    clock = time.perf_counter
-
-    async def caller() -> None:
-        while (begun := clock()) < end:
-            if await echo(body) != body:
-                raise SystemExit("bench: the echo is not the message")
-            latencies.append(clock() - begun)
-
-    begun = clock()
-    await asyncio.gather(*(caller() for _ in range(in_flight)))
-    return Sample(
-        rate=len(latencies) / (clock() - begun),
-        p50=quantile(latencies, 0.5),
-        p99=quantile(latencies, 0.99),
-    )
-
-
 async def run(*, quick: bool) -> str:
     """1 and 32 calls in flight, 100 bytes and 10 KB."""
     seconds, rounds = (0.5, 1) if quick else (2.0, 5)
@@ -124,7 +103,7 @@ async def run(*, quick: bool) -> str:
                 for size in (100, 10_000):
                     body = os.urandom(size)
                     contenders = {
-                        name: lambda e=echo, b=body, n=in_flight: _measure(e, b, n, seconds)
+                        name: lambda e=echo, b=body, n=in_flight: calls(e, b, b, n, seconds)
                         for name, echo in echoes.items()
                     }
                     figures = await interleave(contenders, rounds=rounds)

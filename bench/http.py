@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
-from bench.measure import Figure, Sample, interleave, table
+from bench.measure import Figure, Sample, calls, interleave, table
+from bench.peers import ANSWER
 from bench.stack import Server, micro, peer, server
 from bench.wrk import load
+from micro_ray import AsyncClient
+from micro_ray.settings import bootstrap
+from micro_ray.settings import load as settings_of
 
 __all__ = ["run"]
 
@@ -20,6 +25,8 @@ NAMES = (
     "(c) the same app behind HAProxy, direct ingress",
     "(d) a bare uvicorn with the same bytes",
 )
+#: The call without the door.
+DIRECT = "a direct call to the replica, by frames"
 
 
 @contextmanager
@@ -51,18 +58,42 @@ async def run(*, quick: bool) -> str:
             NAMES[3]: (f"http://127.0.0.1:{haproxy.serve_port}/helloworld/call", True),
             NAMES[4]: (f"http://127.0.0.1:{uvicorn}/", True),
         }
+        settings = settings_of(ours.environ)
         parts = []
-        for connections in (32, 1):
-            figures = await _measure(urls, connections, seconds, rounds)
-            parts.append(table(f"HTTP, {connections} connection(s)", figures, OURS))
+        async with AsyncClient(bootstrap(settings, {})) as client:
+            for connections in (32, 1):
+                figures = await _measure(urls, client, connections, seconds, rounds)
+                parts.append(table(f"HTTP, {connections} connection(s)", figures, NAMES[0]))
+        added = (figures[NAMES[0]].p50 - figures[DIRECT].p50) * 1e3
+        added_p99 = (figures[NAMES[0]].p99 - figures[DIRECT].p99) * 1e3
+        parts.append(
+            f"Added by the door to a direct call, at one connection: p50 {added:.2f} ms, "
+            f"p99 {added_p99:.2f} ms."
+        )
         return "\n\n".join(parts)
 
 
 async def _measure(
-    urls: dict[str, tuple[str, bool]], connections: int, seconds: int, rounds: int
+    urls: dict[str, tuple[str, bool]],
+    client: AsyncClient,
+    connections: int,
+    seconds: int,
+    rounds: int,
 ) -> dict[str, Figure]:
     async def once(url: str, post: bool) -> Sample:
         return await load(url, connections=connections, seconds=seconds, post=post)
 
-    contenders = {name: functools.partial(once, *what) for name, what in urls.items()}
+    contenders: dict[str, Callable[[], Awaitable[Sample]]] = {
+        name: functools.partial(once, *what) for name, what in urls.items()
+    }
+    contenders[DIRECT] = functools.partial(_direct, client, connections, seconds)
     return await interleave(contenders, rounds=rounds)
+
+
+async def _direct(client: AsyncClient, in_flight: int, seconds: int) -> Sample:
+    """Calls from this process to the replica, over frames, as the door makes them."""
+
+    async def call(body: bytes) -> bytes:
+        return cast(bytes, await client.call("helloworld", "Helloworld.Call", body))
+
+    return await calls(call, b'{"name":"Alice"}', ANSWER, in_flight, seconds)

@@ -3,13 +3,15 @@ on all alike."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import statistics
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Figure", "Sample", "interleave", "machine", "quantile", "table"]
+__all__ = ["Figure", "Sample", "calls", "interleave", "machine", "quantile", "table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,33 @@ async def interleave(
         )
         for name, rows in samples.items()
     }
+
+
+async def calls(
+    call: Callable[[bytes], Awaitable[bytes]],
+    body: bytes,
+    answer: bytes,
+    in_flight: int,
+    seconds: float,
+) -> Sample:
+    """Call over and over, ``in_flight`` at a time, each answer checked."""
+    latencies: list[float] = []
+    clock = time.perf_counter
+    begun = clock()
+    end = begun + seconds
+
+    async def caller() -> None:
+        while (at := clock()) < end:
+            if await call(body) != answer:
+                raise SystemExit("bench: a wrong answer")
+            latencies.append(clock() - at)
+
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
+    return Sample(
+        rate=len(latencies) / (clock() - begun),
+        p50=quantile(latencies, 0.5),
+        p99=quantile(latencies, 0.99),
+    )
 
 
 def quantile(values: list[float], q: float) -> float:
