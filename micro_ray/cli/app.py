@@ -47,9 +47,10 @@ def run(args: list[str]) -> int:
     json = asks_json(args)
     try:
         code = _told(lambda: _main(args, session), json)
-        return _told(session.close, json) or code
+        code = _told(session.close, json) or code
     except KeyboardInterrupt:  # a second time, while the connection was being closed
-        return 130
+        code = 130
+    return _reader_gone() if code == 130 and session.reader.gone else code
 
 
 def _main(args: list[str], session: Session) -> int:

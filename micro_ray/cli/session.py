@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from micro_ray.cli.reader import Reader
 from micro_ray.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Session:
 
     def __init__(self) -> None:
         self.output = "table"
+        self.reader = Reader()
         self._client: Client | None = None
         self._entries: list[Entry] | None = None
 
@@ -57,8 +59,12 @@ class Session:
                     "client",
                     f"no micro server at {routers[0]}{ended}; start one with `micro server`",
                 )
+            import logging
+
             from micro_ray.sdk.blocking import Client
 
+            # What libraries log is for services; a command says what is wrong once, by itself.
+            logging.basicConfig(handlers=[logging.NullHandler()])
             self._client = Client(self.bootstrap)
         return self._client
 
@@ -68,7 +74,9 @@ class Session:
     def stream(
         self, service: str, endpoint: str, value: Any = None, **options: Any
     ) -> Iterator[Any]:
-        return self.client.stream(service, endpoint, value, **options)
+        """The answers; ends also when nobody reads our output any more."""
+        with self.reader.watched():
+            yield from self.client.stream(service, endpoint, value, **options)
 
     def entries(self) -> list[Entry]:
         """The services that can be called, asked for once."""

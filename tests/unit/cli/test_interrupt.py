@@ -84,6 +84,26 @@ async def test_a_reader_that_goes_away(terminal: Terminal) -> None:
         assert await ended(process) == (0, "")
 
 
+async def test_a_reader_that_goes_away_while_nothing_is_said(
+    terminal: Terminal, town: Here
+) -> None:
+    """``micro logs -f x | head -1`` ends with ``head``, not with the next line, hours later."""
+    async with terminal.started("streams", "ticks", "--pause=1000") as process:
+        assert process.stdout
+        assert await process.stdout.readline() == b'{"value": 1}\n'
+        process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+        assert await ended(process) == (0, "")
+    await eventually(lambda: _idle(town, "streams"))
+
+
+async def test_a_reader_that_stays_is_not_taken_for_gone(terminal: Terminal) -> None:
+    """A socket, a file and a pipe that nobody empties for a while."""
+    async with terminal.started("streams", "ticks", "--pause=0.4", "--to=3") as process:
+        out, err = await process.communicate()
+        assert (process.returncode, err) == (0, b"")
+        assert len(out.splitlines()) == 3
+
+
 @pytest.mark.parametrize("line", ["--help", "services", "services -o json", "status", "zzzz"])
 async def test_a_reader_that_is_not_there_at_all(terminal: Terminal, line: str) -> None:
     read, write = os.pipe()

@@ -131,6 +131,21 @@ async def test_a_server_that_hangs_is_given_up(
     assert f"o micro server at {router}" in done.err
 
 
+async def test_somebody_else_at_the_address(lonely: Terminal, town: Here) -> None:
+    """A program that speaks another language: one line, and no tracebacks of ours."""
+    path = f"{town.bootstrap.run}/other-0.sock"
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example.org ESMTP\r\n" * 100)
+        writer.close()
+
+    async with await asyncio.start_unix_server(babble, path):
+        done = await lonely.within(MICRO_ROUTER=f"unix:{path}").micro("services")
+    assert done.code == 4
+    assert done.err.count("\n") == 1
+    assert f"o micro server at unix:{path}" in done.err
+
+
 @pytest.mark.parametrize("args", [
     ["--help"], ["--version"], ["run", "--help"], ["store", "--help"], ["server", "--help"],
     ["completion", "bash"], ["env"], ["new", "made-alone"],

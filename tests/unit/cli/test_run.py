@@ -206,9 +206,14 @@ async def test_a_source_that_raises(terminal: Terminal, here_folder: Path, clean
     assert status.code == 0
     assert "error" in status.lines[1]
     assert "ModuleNotFoundError: No module named 'nowhere_to_be_found'" in status.out
-    assert re.search(r"next attempt in \d+\.\d s", status.out)
     logs = await terminal.inside("logs", "broken")
     assert "ModuleNotFoundError: No module named 'nowhere_to_be_found'" in logs.lines
+
+    async def waits() -> bool:
+        shown = await terminal.inside("status", "broken")
+        return re.search(r"\nnext attempt in \d+\.\d s\n", shown.out) is not None
+
+    await eventually(waits)
     failed = await terminal.inside("update", "broken", "-o", "json")
     assert failed.code == 1
     assert "nowhere_to_be_found" in json.loads(failed.err)["detail"]
