@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from micro_ray.errors import Conflict, Unavailable
-from micro_ray.serve.protocols import HttpProtocol, protocols
+from micro_ray.serve.protocols import HttpProtocol, State, protocols
 from micro_ray.settings import Api as ApiSettings
 
 __all__ = ["Listener"]
@@ -27,11 +27,14 @@ BACKLOG = 2048
 PROBE_AFTER, PROBE_EVERY, PROBES = 60, 10, 3
 #: Seconds that what is cut off at the end of a drain has to end by itself, and then once more.
 LAST = 1.0
+#: Seconds in which a loop makes the protocol of a connection that it has accepted.
+TURN = 0.01
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.server_state = self._state = State()
         self.drain = 0.0
         self.leave = asyncio.Event()
 
@@ -45,7 +48,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Leave the port without losing a connection, finish what is under way, close."""
-        state = self.server_state
+        state, loop = self.server_state, asyncio.get_running_loop()
+        # What asyncio has accepted and not yet given a protocol is lost when its server closes: let
+        # it take no more, and finish those. (uvloop gives them their protocol at once.)
+        for listening in sockets or ():
+            with contextlib.suppress(RuntimeError):
+                loop.remove_reader(listening)
+        await asyncio.sleep(TURN)
         # Closing a listening socket resets what the kernel has accepted and we have not; without a
         # pause between the last look and the close, nothing is left there.
         waiting = [found for listening in sockets or () for found in _accepted(listening)]
@@ -53,12 +62,13 @@ class _Server(uvicorn.Server):
             server.close()
         for listening in sockets or ():
             listening.close()
-        loop = asyncio.get_running_loop()
+        self._state.leaving = True
+        for connection in list(state.connections):
+            connection.shutdown()
         for found in waiting:
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(self._protocol, found)
-        for connection in list(state.connections):
-            connection.shutdown()
+        await asyncio.sleep(TURN)
         if await self._over(self.drain):
             return
         for connection in list(state.connections):

@@ -20,10 +20,11 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 
 from micro_ray.settings import Api as ApiSettings
 
-__all__ = ["HttpProtocol", "WebSocketProtocol", "protocols"]
+__all__ = ["HttpProtocol", "State", "WebSocketProtocol", "protocols"]
 
 #: Requests that a client may send before it has the answer to the first.
 MAX_PIPELINED = 64
@@ -39,6 +40,12 @@ LOOK_GONE, GONE = 0.5, "micro.gone"
 _UPGRADE = (b"upgrade", b"http2-settings")
 
 _encode = msgspec.json.Encoder().encode
+
+
+class State(ServerState):
+    """What the connections of a listener share; ``leaving`` once it takes no more."""
+
+    leaving = False
 
 
 class _Refusal(Exception):
@@ -126,6 +133,8 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
     extensions of chunks). What cannot be read is answered after the requests before it.
     """
 
+    server_state: State
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._late: asyncio.TimerHandle | None = None
@@ -146,6 +155,8 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
             self._refuse(503, f"{self.settings.max_connections} connections are open here")
         else:
             self._arm()
+            if self.server_state.leaving:  # accepted before, made only now
+                self.shutdown()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
@@ -336,7 +347,8 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
         idle = cycle is None or cycle.response_complete
         if not idle or self.transport.is_closing():
             return
-        if _has_more(self.transport) or not self._head_done:
+        begun = self._head and not self._head_done
+        if begun or _has_more(self.transport):
             self.timeout_keep_alive_task = self.loop.call_later(LOOK, self._leave)
         else:
             self.transport.close()

@@ -1,5 +1,6 @@
 """One platform and one door for all tests of the door; a test that needs other settings opens a
-door of its own on the same network. All run on uvloop, as the doors do."""
+door of its own on the same network. All run on uvloop, as the doors do; those of the listener on
+asyncio's own loop too."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.path.name == "test_listener.py":
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
 
 

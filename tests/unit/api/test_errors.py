@@ -27,7 +27,7 @@ async def test_every_error_has_its_status(door: Door, code: int) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "header"),
-    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.5, "2"), (60.0, "60"), (3e5, "86400"), (-5.0, "1")],
+    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.5, "2"), (60.0, "60"), (3e5, "86400")],
 )
 async def test_retry_after(door: Door, seconds: float, header: str) -> None:
     """In whole seconds, as HTTP has it; the form keeps what the service said."""

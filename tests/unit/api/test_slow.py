@@ -167,8 +167,8 @@ async def test_a_reader_that_stops_is_cut_off(hasty: Door, probe: Probe, request
         await line.send(f"{request_line.format(name)}\r\nHost: x\r\n\r\n".encode())
         await eventually(lambda: len(connections) == 1)
         await eventually(lambda: not connections)
-    assert probe.cancelled[name] == probe.begun[name]
-    assert hasty.api.metrics.in_flight == 0
+    await eventually(lambda: probe.cancelled[name] == probe.begun[name])
+    await eventually(lambda: hasty.api.metrics.in_flight == 0)
 
 
 async def test_a_websocket_that_stops_reading_is_cut_off(hasty: Door, probe: Probe) -> None:
