@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 
-from micro_ray.errors import Cancelled, InternalError, MicroError, Timeout, TooLarge
+from micro_ray.errors import (
+    BadGateway,
+    BadRequest,
+    Cancelled,
+    MicroError,
+    Timeout,
+    TooLarge,
+    TooManyRequests,
+)
 from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Stream
 from micro_ray.wire.address import parse
-from micro_ray.wire.connection import Channel, Connection
+from micro_ray.wire.channel import Channel
+from micro_ray.wire.connection import Connection
 from micro_ray.wire.protocol import (
     BARE,
     END,
+    MAX_TIMEOUT_MS,
     MORE,
     Head,
     Hello,
@@ -20,14 +30,15 @@ from micro_ray.wire.protocol import (
     ProtocolError,
     decode_error,
     encode_frame,
+    encode_head,
     encode_request,
 )
 
 __all__ = ["WireDialer"]
 
-#: Room that a REQUEST's header may take in a frame beside the body.
-_HEADER_ROOM = 4096
 _MAX_STREAM = 2**32 - 3
+#: The flags that say what a frame of an answer is.
+_SHAPE = END | MORE | BARE
 
 
 class _Unary:
@@ -70,6 +81,7 @@ class ClientStream(Stream):
         channel.connection.forget(channel.stream)
         if not channel.remote_done:
             channel.fail(Cancelled("wire", "the call was given up"))
+        channel.local_done = True
         channel.discard()
 
 
@@ -93,8 +105,16 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
 
     def flush(self) -> None:
         super().flush()
-        if not self.is_lost:
+        if not self.is_lost and not self._shut:
             self.flushed = self.next
+
+    def shut(self) -> None:
+        self.going = True
+        super().shut()
+
+    def kill(self) -> None:
+        self.going = True
+        super().kill()
 
     def open_stream(self, item: _Unary | _Outgoing) -> int:
         stream = self.next
@@ -104,17 +124,45 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
             self.going = True  # ids are used up; the pool makes another connection
         return stream
 
+    async def room(self, deadline: float | None) -> None:
+        """Wait until the transport takes more. Raises Refused when the connection takes no more
+        calls, Silent at the deadline."""
+        while self.paused and not self.going:
+            waiter = self.loop.create_future()
+            self.blocked.add(waiter)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await waiter
+            except TimeoutError:
+                raise Silent("wire", f"{self.address} took nothing before the deadline") from None
+            finally:
+                self.blocked.discard(waiter)
+        if self.going:
+            raise Refused("wire", f"the connection to {self.address} is closing", 0.0)
+
     def forget(self, stream: int) -> None:
         """Give a call up and tell the server, if it has not ended."""
-        if self.streams.pop(stream, None) is not None:
+        if self._take(stream) is not None:
             if not self.is_lost:
                 self.write(encode_frame(Kind.CANCEL, 0, stream))
             self._leave_if_idle()
 
+    def give_up(self, channel: Channel, error: MicroError) -> None:
+        self.forget(channel.stream)
+        channel.fail(error)
+
+    def _take(self, stream: int) -> _Unary | _Outgoing | None:
+        """A call that is under way, out of the list."""
+        item = self.streams.pop(stream, None)
+        if type(item) is _Unary and item.size:
+            self.buffered -= item.size
+            item.size = 0
+        return item
+
     def on_data(self, flags: int, stream: int, payload: bytes) -> None:
         item = self.streams.get(stream)
         if item is None:
-            if stream >= self.next:
+            if stream >= self.next or not stream & 1:
                 raise ProtocolError(f"DATA on stream {stream}, which was never opened")
             return  # given up before the answer came
         if type(item) is _Unary:
@@ -123,49 +171,70 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         assert isinstance(item, _Outgoing)
         try:
             item.feed(flags, payload)
-        except TooLarge as error:
-            self.forget(stream)
-            item.fail(error)
+        except MicroError as error:
+            self.give_up(item, error)
             return
         if flags & END:
             # The answer's end is the call's end: what the caller still sends nobody reads.
             del self.streams[stream]
             item.local_done = True
-            item.wake()
+            item.wake_sender()
             self._leave_if_idle()
 
     def _answer(self, item: _Unary, flags: int, stream: int, payload: bytes) -> None:
-        if flags & MORE:
+        if flags & _SHAPE == END:
             if item.parts is None:
-                item.parts = []
-            item.parts.append(payload)
-            item.size += len(payload)
-            if item.size > self.limits.max_message:
-                self.forget(stream)
-                _fail(item, TooLarge("wire", f"answer over {self.limits.max_message} bytes"))
-                return
-            self.write(encode_frame(Kind.WINDOW, 0, stream, len(payload).to_bytes(4, "big")))
-            return
-        if not flags & END:
-            self.forget(stream)
-            _fail(item, InternalError("wire", "a stream came where one answer was expected"))
-            return
-        del self.streams[stream]
-        if item.parts is not None:
-            item.parts.append(payload)
-            payload = b"".join(item.parts)
-        if not item.future.done():
-            item.future.set_result(payload)
-        if self.going:
+                del self.streams[stream]
+            else:
+                self._take(stream)
+                item.parts.append(payload)
+                payload = b"".join(item.parts)
+            if not item.future.done():
+                item.future.set_result(payload)
+            if self.going:
+                self._leave_if_idle()
+        elif flags & BARE and (item.parts is not None or payload or flags & MORE):
+            raise ProtocolError(f"stream {stream}: a BARE frame with or within a message")
+        elif flags & MORE and flags & END:
+            raise ProtocolError(f"stream {stream}: a last frame with MORE to come")
+        elif flags & END:
+            self._take(stream)
+            _fail(item, BadGateway("wire", f"{self.address} ended the call without an answer"))
             self._leave_if_idle()
+        elif flags & MORE:
+            self._gather(item, stream, payload)
+        else:
+            self.forget(stream)
+            _fail(item, _is_stream())
+
+    def _gather(self, item: _Unary, stream: int, payload: bytes) -> None:
+        """A part of a long answer. Who called takes it whole, so the next may come at once."""
+        limits, size = self.limits, len(payload)
+        if item.parts is None:
+            item.parts = []
+        item.parts.append(payload)
+        item.size += size
+        self.buffered += size
+        error: MicroError | None = None
+        if item.size > limits.max_message:
+            error = TooLarge("wire", f"answer over {limits.max_message} bytes")
+        elif self.buffered > limits.max_buffered:
+            error = TooManyRequests(
+                "wire", f"over {limits.max_buffered} bytes unread on this connection", 0.1
+            )
+        if error is not None:
+            self.forget(stream)
+            _fail(item, error)
+        elif size:
+            self.write(encode_frame(Kind.WINDOW, 0, stream, size.to_bytes(4, "big")))
 
     def on_error(self, stream: int, payload: bytes) -> None:
         error = decode_error(payload)
         if stream == 0:
-            self.refusal = error.detail
+            self.refusal = f"{self.address} closed the connection: {error.detail}"
             self.shut()
             return
-        item = self.streams.pop(stream, None)
+        item = self._take(stream)
         if item is not None:
             _fail(item, error)
             self._leave_if_idle()
@@ -179,7 +248,9 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         self.going = True
         for stream in [s for s in self.streams if s > last]:
             # The server answers these with a refusal; it is the same to say so at once.
-            _fail(self.streams.pop(stream), Refused("wire", "the node is going away", 0.0))
+            item = self._take(stream)
+            assert item is not None
+            _fail(item, Refused("wire", "the node is going away", 0.0))
         self._leave_if_idle()
 
     def _leave_if_idle(self) -> None:
@@ -190,19 +261,21 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         return item.deadline
 
     def on_deadline(self, stream: int) -> None:
-        item = self.streams[stream]
-        self.forget(stream)
-        _fail(item, Silent("wire", f"no answer from {self.address} before the deadline"))
+        item = self.streams.get(stream)
+        if item is not None:
+            self.forget(stream)
+            _fail(item, Silent("wire", f"no answer from {self.address} before the deadline"))
 
     def on_lost(self) -> None:
         self.going = True
         why = self.refusal or f"the connection to {self.address} broke"
-        for stream, item in self.streams.items():
+        for stream in list(self.streams):
+            item = self._take(stream)
+            assert item is not None
             if stream >= self.flushed:
                 _fail(item, Refused("wire", f"{why} before the call was sent", 0.0))
             else:
                 _fail(item, Broken("wire", f"{why} while the call was under way"))
-        self.streams.clear()
         if not self.ready.done():
             self.ready.set_exception(Refused("wire", why))
             self.ready.exception()  # nobody may be waiting any more
@@ -233,17 +306,16 @@ class WirePeer(Peer):
 
     async def call(self, call: Call, body: bytes) -> bytes:
         connection = self._connection
-        if connection.going:
-            raise Refused("wire", f"the connection to {connection.address} is closing", 0.0)
-        if connection.paused is not None:
-            await connection.paused
         head, deadline = _head(call)
-        future: asyncio.Future[bytes] = connection.loop.create_future()
+        header = encode_head(head, connection.peer_header)
+        if connection.paused or connection.going:
+            await connection.room(deadline)
         size = len(body)
-        if size + _HEADER_ROOM > connection.peer_frame or size > connection.peer_window:
-            return await self._call_large(head, deadline, body)
+        if size > connection.peer_frame or size > connection.peer_window:
+            return await self._call_large(header, deadline, body)
+        future: asyncio.Future[bytes] = connection.loop.create_future()
         stream = connection.open_stream(_Unary(future, deadline))
-        connection.write(encode_request(stream, head, body, END))
+        connection.write(encode_request(stream, header, body, END))
         if deadline is not None:
             connection.watch_deadline(deadline)
         try:
@@ -252,31 +324,45 @@ class WirePeer(Peer):
             connection.forget(stream)
             raise
 
-    async def _call_large(self, head: Head, deadline: float | None, body: bytes) -> bytes:
+    async def _call_large(self, header: bytes, deadline: float | None, body: bytes) -> bytes:
         """A body that does not fit one frame or the credit a stream starts with."""
-        stream = await self._open(head, deadline)
-        async with stream:
-            await stream.send(body)
-            await stream.end()
+        connection = self._connection
+        if len(body) > connection.peer_message:
+            raise TooLarge(
+                "wire", f"message of {len(body)} bytes; {connection.peer_message} allowed"
+            )
+        channel = self._start(header, deadline)
+        async with ClientStream(channel) as stream:
+            try:
+                await stream.send(body)
+                await stream.end()
+            except Cancelled:
+                if not channel.remote_done:
+                    raise
+                # Answered before all of it had been sent.
             answer = await stream.receive()
             if answer is None:
-                raise InternalError("wire", "the service ended the call without an answer")
+                raise BadGateway("wire", f"{connection.address} ended the call without an answer")
+            if not channel.remote_done:
+                raise _is_stream()
             return answer
 
     async def open(self, call: Call) -> Stream:
-        head, deadline = _head(call)
-        return await self._open(head, deadline)
-
-    async def _open(self, head: Head, deadline: float | None) -> Stream:
         connection = self._connection
-        if connection.going:
-            raise Refused("wire", f"the connection to {connection.address} is closing", 0.0)
+        head, deadline = _head(call)
+        header = encode_head(head, connection.peer_header)
+        if connection.paused or connection.going:
+            await connection.room(deadline)
+        return ClientStream(self._start(header, deadline))
+
+    def _start(self, header: bytes, deadline: float | None) -> _Outgoing:
+        connection = self._connection
         channel = _Outgoing(connection, 0, deadline)
         channel.stream = connection.open_stream(channel)
-        connection.write(encode_request(channel.stream, head, b"", BARE))
+        connection.write(encode_request(channel.stream, header, b"", BARE))
         if deadline is not None:
             connection.watch_deadline(deadline)
-        return ClientStream(channel)
+        return channel
 
     async def wait_closed(self) -> None:
         await asyncio.shield(self._connection.lost)
@@ -291,14 +377,18 @@ class WirePeer(Peer):
         await self.wait_closed()
 
 
+def _is_stream() -> BadRequest:
+    return BadRequest("wire", "the endpoint answers with a stream; open it as one")
+
+
 def _head(call: Call) -> tuple[Head, float | None]:
     timeout = call.timeout
     metadata = call.metadata
     if type(metadata) is not dict:
         metadata = dict(metadata)
-    if timeout is None:
+    if timeout is None or timeout * 1000 >= MAX_TIMEOUT_MS:
         return Head(call.service, call.endpoint, 0, call.content, metadata), None
-    if timeout <= 0:
+    if not timeout > 0:
         raise Timeout("wire", "the deadline had passed before the call was sent")
     head = Head(call.service, call.endpoint, int(timeout * 1000) + 1, call.content, metadata)
     return head, time.monotonic() + timeout

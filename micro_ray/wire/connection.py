@@ -1,4 +1,4 @@
-"""What both sides of a connection share: frames in and out, streams with credit, keep-alive.
+"""What both sides of a connection share: frames in and out, keep-alive, deadlines, its end.
 
 Writes of one turn of the loop leave in one system call. A sender waits for the stream's credit and
 for the transport; credit is given back when the application has taken a message, so a slow reader
@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-from micro_ray.errors import Cancelled, InternalError, MicroError, TooLarge
+from micro_ray.errors import InternalError, MicroError
+from micro_ray.wire.channel import Channel
 from micro_ray.wire.protocol import (
     ACK,
-    BARE,
-    END,
     HEAD_SIZE,
-    MORE,
+    LEAST,
+    MAX_HEADER,
+    MAX_PING,
     Decoder,
     Frame,
     Hello,
@@ -32,229 +32,23 @@ from micro_ray.wire.protocol import (
     encode_hello,
 )
 
-__all__ = ["Channel", "Connection"]
+__all__ = ["Connection"]
 
 log = logging.getLogger(__name__)
 
 #: Largest payload of a frame before the handshake is done.
 HANDSHAKE_FRAME = 4096
-_DATA, _CANCEL, _WINDOW, _PING, _GOAWAY = (
-    int(Kind.DATA),
+#: Bytes that are gathered in one turn of the loop before the transport gets them, and that the
+#: transport may hold before senders wait: many senders that go on in one turn must not fill memory.
+GATHER = 256 * 1024
+#: Seconds that a closing connection has to send what it holds.
+LINGER = 1.0
+_CANCEL, _WINDOW, _PING, _GOAWAY = (
     int(Kind.CANCEL),
     int(Kind.WINDOW),
     int(Kind.PING),
     int(Kind.GOAWAY),
 )
-
-
-class Channel:
-    """One stream as one side sees it: messages in both directions."""
-
-    __slots__ = (
-        "connection",
-        "credit",
-        "credit_waiter",
-        "deadline",
-        "deferred",
-        "error",
-        "held",
-        "inbox",
-        "local_done",
-        "owed",
-        "part_size",
-        "parts",
-        "remote_done",
-        "sending",
-        "stream",
-        "waiter",
-    )
-
-    def __init__(self, connection: Connection[Any], stream: int, deadline: float | None) -> None:
-        self.connection = connection
-        self.stream = stream
-        self.deadline = deadline
-        # Each message with the bytes of credit that are due when it is taken.
-        self.inbox: deque[tuple[bytes, int]] = deque()
-        self.parts: list[bytes] | None = None
-        self.part_size = 0
-        self.waiter: asyncio.Future[None] | None = None
-        self.error: MicroError | None = None
-        self.remote_done = False
-        self.local_done = False
-        self.credit = connection.peer_window
-        self.credit_waiter: asyncio.Future[None] | None = None
-        self.held = 0
-        self.owed = 0
-        self.deferred = 0
-        self.sending: asyncio.Lock | None = None
-
-    # -- incoming ----------------------------------------------------------------------------
-
-    def feed(self, flags: int, payload: bytes) -> None:
-        """Take a DATA frame (or the message part of a REQUEST). Raises TooLarge for a message
-        over the limit, ProtocolError when the peer sends beyond its credit."""
-        size = len(payload)
-        connection = self.connection
-        self.held += size
-        if self.held > connection.limits.window:
-            raise ProtocolError(f"stream {self.stream}: sent beyond its credit")
-        connection.buffered += size
-        if flags & MORE or self.parts is not None:
-            self._assemble(payload)
-        if flags & MORE:
-            # The rest of a message must be able to come, but not while others wait to be taken.
-            if self.inbox:
-                self.deferred += size
-            else:
-                self._give(size)
-            return
-        if not flags & BARE:
-            if self.parts is not None:
-                payload = b"".join(self.parts)
-                self.parts, self.part_size = None, 0
-            self.inbox.append((payload, size))
-        if flags & END:
-            self.remote_done = True
-        self.wake()
-
-    def _assemble(self, payload: bytes) -> None:
-        if self.parts is None:
-            self.parts = []
-        self.parts.append(payload)
-        self.part_size += len(payload)
-        limit = self.connection.limits.max_message
-        if self.part_size > limit:
-            self.connection.buffered -= self.part_size
-            self.parts, self.part_size = None, 0
-            raise TooLarge("wire", f"message over {limit} bytes")
-
-    def _give(self, size: int) -> None:
-        """Give credit back for ``size`` bytes."""
-        self.held -= size
-        if self.remote_done or self.error is not None:
-            return
-        self.owed += size
-        if self.owed * 2 >= self.connection.limits.window:
-            self.connection.write(
-                encode_frame(_WINDOW, 0, self.stream, self.owed.to_bytes(4, "big"))
-            )
-            self.owed = 0
-
-    def wake(self) -> None:
-        waiter = self.waiter
-        if waiter is not None:
-            self.waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def receive(self) -> bytes | None:
-        """The next message; None at the end. Messages that came before an error come first."""
-        while not self.inbox:
-            if self.error is not None:
-                raise self.error
-            if self.remote_done:
-                return None
-            if self.waiter is not None:
-                raise InternalError("wire", "two tasks receive from one stream")
-            self.waiter = self.connection.loop.create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
-        message, size = self.inbox.popleft()
-        self.connection.buffered -= len(message)
-        if not self.inbox:
-            size, self.deferred = size + self.deferred, 0
-        self._give(size)
-        return message
-
-    # -- outgoing ----------------------------------------------------------------------------
-
-    async def send(self, message: bytes) -> None:
-        await self._send(message, 0)
-
-    async def _send(self, message: bytes, flags: int) -> None:
-        connection = self.connection
-        size = len(message)
-        if size <= self.credit and size <= connection.peer_frame and self.sending is None:
-            self.check()
-            if connection.paused is None:
-                self.credit -= size
-                if flags & END:
-                    self.local_done = True
-                connection.write(encode_frame(_DATA, flags, self.stream, message))
-                return
-        if size > connection.peer_message:
-            raise TooLarge("wire", f"message of {size} bytes; {connection.peer_message} allowed")
-        if self.sending is None:
-            self.sending = asyncio.Lock()
-        async with self.sending:
-            await self._send_parts(message, flags)
-
-    async def _send_parts(self, message: bytes, flags: int) -> None:
-        connection = self.connection
-        view = memoryview(message)
-        while True:
-            while not self.credit and view.nbytes:
-                self.check()
-                self.credit_waiter = connection.loop.create_future()
-                await self.credit_waiter
-            if connection.paused is not None:
-                await connection.paused
-            self.check()
-            size = min(view.nbytes, self.credit, connection.peer_frame)
-            self.credit -= size
-            last = size == view.nbytes
-            if last and flags & END:
-                self.local_done = True
-            frame = encode_frame(_DATA, flags if last else MORE, self.stream, bytes(view[:size]))
-            connection.write(frame)
-            if last:
-                return
-            view = view[size:]
-
-    def check(self) -> None:
-        """Raise what a sender must know."""
-        if self.error is not None:
-            raise self.error
-        if self.local_done:
-            raise Cancelled("wire", "this side of the stream has ended")
-
-    async def end(self) -> None:
-        if not self.local_done and self.error is None:
-            if self.sending is not None:
-                async with self.sending:
-                    pass
-            self.local_done = True
-            self.connection.write(encode_frame(_DATA, END | BARE, self.stream))
-
-    def grant(self, credit: int) -> None:
-        self.credit += credit
-        if self.credit > 2**31:
-            raise ProtocolError(f"stream {self.stream}: credit beyond 2^31")
-        self._wake_sender()
-
-    def _wake_sender(self) -> None:
-        waiter = self.credit_waiter
-        if waiter is not None:
-            self.credit_waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def fail(self, error: MicroError) -> None:
-        """End both directions; receivers get what came before, then the error."""
-        if self.error is None:
-            self.error = error
-        self.wake()
-        self._wake_sender()
-
-    def discard(self) -> None:
-        """Forget what was not received: nobody will take it."""
-        for message, _ in self.inbox:
-            self.connection.buffered -= len(message)
-        self.inbox.clear()
-        self.connection.buffered -= self.part_size
-        self.parts, self.part_size = None, 0
 
 
 C = TypeVar("C")
@@ -267,19 +61,25 @@ class Connection(asyncio.Protocol, Generic[C]):
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.streams: dict[int, C] = {}
+        #: Bytes of messages that have come and nobody has taken.
         self.buffered = 0
-        self.paused: asyncio.Future[None] | None = None
+        #: Whether the transport holds enough, and who waits until it does not.
+        self.paused = False
+        self.blocked: set[asyncio.Future[None]] = set()
         self.peer_frame = limits.max_frame
         self.peer_message = limits.max_message
+        self.peer_header = MAX_HEADER
         self.peer_window = limits.window
         self.lost: asyncio.Future[None] = self.loop.create_future()
         self.is_lost = False
         self._decoder = Decoder(HANDSHAKE_FRAME)
         self._out: list[bytes] = []
+        self._gathered = 0
+        self._shut = False
         self._transport: asyncio.Transport | None = None
         self._heard = True
         self._silent = 0
-        self._greeted = False
+        self.has_greeted = False
         self._sweep_at = float("inf")
         self._sweeper: asyncio.TimerHandle | None = None
         self._keeper = self.loop.call_later(limits.handshake, self._no_hello)
@@ -316,14 +116,22 @@ class Connection(asyncio.Protocol, Generic[C]):
     def deadline_of(self, item: C) -> float | None:
         raise NotImplementedError
 
+    def give_up(self, channel: Channel, error: MicroError) -> None:
+        """End a stream from here, and tell the peer."""
+        raise NotImplementedError
+
     # -- asyncio.Protocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=256 * 1024)
+        self._transport.set_write_buffer_limits(high=GATHER)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
+        if self.paused and self.unsent > self.limits.max_buffered:
+            log.info("connection closed: the peer sends and takes nothing")
+            self.kill()
+            return
         try:
             frames = self._decoder.feed(data)
             for frame in frames:
@@ -333,7 +141,7 @@ class Connection(asyncio.Protocol, Generic[C]):
 
     def _dispatch(self, frame: Frame) -> None:
         kind, flags, stream, payload = frame
-        if not self._greeted:
+        if not self.has_greeted:
             self._hello(kind, stream, payload)
         elif kind == 2:
             self.on_data(flags, stream, payload)
@@ -347,7 +155,7 @@ class Connection(asyncio.Protocol, Generic[C]):
             self.on_cancel(stream)
         elif kind == _PING:
             if not flags & ACK:
-                self.write(encode_frame(_PING, ACK, 0, payload[:64]))
+                self.write(encode_frame(_PING, ACK, 0, payload[:MAX_PING]))
         elif kind == _GOAWAY:
             self.on_goaway(stream)
         elif kind == Kind.ERROR:
@@ -362,10 +170,11 @@ class Connection(asyncio.Protocol, Generic[C]):
         if kind != Kind.HELLO:
             raise ProtocolError("the first frame must be HELLO")
         hello = decode_hello(payload)
-        self._greeted = True
+        self.has_greeted = True
         self._decoder.limit = self.limits.max_frame + self.limits.max_header + 2
         self.peer_frame = min(hello.max_frame, self.limits.max_frame)
         self.peer_message = hello.max_message
+        self.peer_header = min(hello.max_header, MAX_HEADER)
         self.peer_window = hello.window
         self._keeper.cancel()
         self._keeper = self.loop.call_later(self.limits.keepalive, self._keep_alive)
@@ -375,13 +184,15 @@ class Connection(asyncio.Protocol, Generic[C]):
         return False  # half-closed is closed: a caller that cannot be answered has gone
 
     def pause_writing(self) -> None:
-        if self.paused is None:
-            self.paused = self.loop.create_future()
+        self.paused = True
 
     def resume_writing(self) -> None:
-        paused, self.paused = self.paused, None
-        if paused is not None and not paused.done():
-            paused.set_result(None)
+        self.paused = False
+        # A future each: one that all wait for would be cancelled for all with the first of them.
+        for waiter in self.blocked:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.blocked.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
@@ -401,13 +212,17 @@ class Connection(asyncio.Protocol, Generic[C]):
         if not out:
             self.loop.call_soon(self.flush)
         out.append(frame)
+        self._gathered += len(frame)
+        if self._gathered > GATHER:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what has gathered to the transport."""
         out = self._out
-        if out and self._transport is not None and not self.is_lost:
+        if out and self._transport is not None and not self.is_lost and not self._shut:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
+        out.clear()
+        self._gathered = 0
 
     def say_hello(self) -> None:
         self.write(encode_hello(self.limits))
@@ -415,19 +230,22 @@ class Connection(asyncio.Protocol, Generic[C]):
     def abort(self, error: ProtocolError) -> None:
         """Tell the peer why and close."""
         log.info("connection closed: %s", error)
-        self.write(encode_error(0, InternalError("wire", str(error))))
+        self.write(encode_error(0, InternalError("wire", str(error)), LEAST))
         self.shut()
 
     def shut(self) -> None:
+        """Close once what was written has been sent."""
         self.flush()
+        self._shut = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
             # A peer that does not read must not keep a closing connection for ever.
             self._keeper.cancel()
-            self._keeper = self.loop.call_later(1.0, self._transport.abort)
+            self._keeper = self.loop.call_later(LINGER, self._transport.abort)
 
     def kill(self) -> None:
         """Close without a word."""
+        self._shut = True
         if self._transport is not None:
             self._transport.abort()
 

@@ -50,6 +50,10 @@ __all__ = ["Endpoints", "endpoint_name", "fold"]
 
 #: Calls that one service instance serves at once; more are refused with 503.
 MAX_IN_FLIGHT = 10_000
+#: Spellings of endpoint names that are remembered.
+MAX_SPELLINGS = 1000
+#: Seconds that a health check has; who asks waits five.
+CHECK = 4.0
 
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+")
@@ -142,6 +146,11 @@ class Endpoints:
     async def handler(self, incoming: Incoming) -> None:
         """The ``wire.server.Handler`` of these endpoints."""
         head = incoming.head
+        if head.service != self.service and head.service.lower() != self.service.lower():
+            # An address that another service had before.
+            raise Refused(
+                self.service, f"this node serves {self.service}, not {head.service[:80]!r}"
+            )
         serve = self._serve.get(head.endpoint) or self._find(head.endpoint)
         if self.in_flight >= self._max:
             raise Refused(self.service, f"{self._max} calls are being served here", 0.1)
@@ -168,7 +177,7 @@ class Endpoints:
                 # What this call's own calls met. This one has been executed: it is no refusal.
                 raise Unavailable(error.id, error.detail, error.retry_after) from None
             if not error.id:
-                raise type(error)(self.service, error.detail, error.retry_after) from None
+                error.id = self.service
             raise
         except Exception:
             self._errors += 1
@@ -178,6 +187,8 @@ class Endpoints:
             CURRENT.reset(token)
 
     def _find(self, name: str) -> Serve:
+        if len(name) > MAX_NAME:
+            raise BadRequest(self.service, f"endpoint name of {len(name)} characters")
         serve = self._serve.get(fold(name))
         if serve is None:
             known = [endpoint.name for endpoint in self.published]
@@ -186,7 +197,7 @@ class Endpoints:
                 self.service,
                 f"no endpoint {name!r} in {self.service}; there is {', '.join(near) or 'none'}",
             )
-        if len(self._serve) < 1000:
+        if len(self._serve) < MAX_SPELLINGS:
             self._serve[name] = serve  # the caller's spelling, found at once the next time
         return serve
 
@@ -208,14 +219,9 @@ class Endpoints:
     # -- what every service answers -----------------------------------------------------------
 
     async def _health(self) -> dict[str, Any]:
-        failed: dict[str, str] = {}
-        for check in self._checks:
-            try:
-                await asyncio.wait_for(check(), 5)
-            except Exception as error:
-                failed[getattr(check, "__name__", "check")] = f"{type(error).__name__}: {error}"
+        failed = [why for why in await asyncio.gather(*map(_checked, self._checks)) if why]
         if failed:
-            raise Unavailable(self.service, f"unhealthy: {failed}")
+            raise Unavailable(self.service, f"unhealthy: {'; '.join(failed)}")
         return {"status": "ok", "checks": len(self._checks)}
 
     async def _stats(self) -> dict[str, Any]:
@@ -235,7 +241,24 @@ class Endpoints:
         }
 
 
+async def _checked(check: Check) -> str:
+    """What is wrong, "" when nothing is."""
+    name = getattr(check, "__name__", "check")
+    try:
+        async with asyncio.timeout(CHECK):
+            done = check()
+            if inspect.isawaitable(done):
+                await done
+    except TimeoutError:
+        return f"{name}: no answer within {CHECK:g} s"
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"
+    return ""
+
+
 def _shape(where: str, function: Callable[..., Any]) -> _Shape:
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"{where}: a stream of answers takes an async function")
     signature = inspect.signature(function)
     try:
         hints = typing.get_type_hints(_unwrapped(function), include_extras=True)
@@ -245,6 +268,8 @@ def _shape(where: str, function: Callable[..., Any]) -> _Shape:
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{where}: *{parameter.name} cannot be a field of a request")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise TypeError(f"{where}: {parameter.name} is positional only; remove the '/'")
         if hints.get(parameter.name) is Context:
             context = parameter.name
         else:
@@ -268,8 +293,7 @@ def _shape(where: str, function: Callable[..., Any]) -> _Shape:
     if parameters and not argument:
         fields = tuple(p.name for p in parameters)
         request = kind_of_fields(
-            re.sub(r"\W", "", where) + "Request",
-            [(p.name, hints.get(p.name, Any), _default(p)) for p in parameters],
+            where, [(p.name, hints.get(p.name, Any), _default(p)) for p in parameters]
         )
     stream = {
         (False, False): "", (False, True): "server", (True, False): "client", (True, True): "bidi",
@@ -286,7 +310,9 @@ def _shape(where: str, function: Callable[..., Any]) -> _Shape:
 
 def _unwrapped(function: Callable[..., Any]) -> Any:
     if isinstance(function, functools.partial):
-        return function.func
+        return _unwrapped(function.func)
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        function = type(function).__call__  # an object that can be called
     return getattr(function, "__func__", function)
 
 
@@ -298,8 +324,11 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 def _whole(kind: Any) -> bool:
     """Whether a single parameter of this type is the whole request, not a field of it."""
-    if kind is bytes or kind is Any or kind is dict or get_origin(kind) in (dict, Mapping):
+    origin = get_origin(kind)
+    if kind in (bytes, Any, dict, Mapping) or origin in (dict, Mapping):
         return True
+    if isinstance(origin, type):
+        kind = origin  # Page of Page[int]
     if not isinstance(kind, type):
         return False
     if is_dataclass(kind) or issubclass(kind, msgspec.Struct) or typing.is_typeddict(kind):
@@ -314,13 +343,13 @@ def _invoker(function: Callable[..., Any], shape: _Shape) -> Callable[[Any], Any
         if shape.stream in ("server", "bidi"):
             target = function  # a plain function that returns an async iterator
         else:
-            target = functools.partial(asyncio.to_thread, function)
+            target = functools.partial(_threaded, function)
     else:
         target = function
     if not shape.context and shape.argument:
         argument = shape.argument
         first = next(iter(inspect.signature(function).parameters.values()))
-        if first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        if first.kind is first.POSITIONAL_OR_KEYWORD:
             return target
         return lambda request: target(**{argument: request})
 
@@ -335,6 +364,19 @@ def _invoker(function: Callable[..., Any], shape: _Shape) -> Callable[[Any], Any
         return target(**given)
 
     return invoke
+
+
+async def _threaded(function: Callable[..., Any], /, *args: Any, **given: Any) -> Any:
+    """Run a function in a thread; what it returns may be for the loop to await."""
+
+    def run() -> Any:
+        try:
+            return function(*args, **given)
+        except StopIteration as raised:  # a future cannot carry it, and would wait for ever
+            raise RuntimeError("the service raised StopIteration") from raised
+
+    answer = await asyncio.to_thread(run)
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _unary(invoke: Callable[[Any], Any], request: Codec, response: Codec) -> Serve:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated, Any
 
 import msgspec
 
-from micro_ray.errors import MicroError, Unavailable, from_dict
+from micro_ray.errors import (
+    MAX_ID,
+    BadRequest,
+    HeadersTooLarge,
+    MicroError,
+    Unavailable,
+    from_dict,
+)
 from micro_ray.network import Refused
 
 __all__ = [
@@ -17,6 +25,8 @@ __all__ = [
     "END",
     "HEAD_SIZE",
     "MAGIC",
+    "MAX_HEADER",
+    "MAX_TIMEOUT_MS",
     "MORE",
     "VERSION",
     "Decoder",
@@ -30,6 +40,7 @@ __all__ = [
     "decode_request",
     "encode_error",
     "encode_frame",
+    "encode_head",
     "encode_hello",
     "encode_request",
 ]
@@ -60,14 +71,34 @@ HEAD_SIZE = _HEAD.size
 _COUNTED = 6
 _LAST_KIND = max(Kind)
 
+#: Largest header of a REQUEST: its length is a u16.
+MAX_HEADER = 2**16 - 1
+#: Longest timeout of a call, 49 days.
+MAX_TIMEOUT_MS = 2**32 - 1
+#: Most credit that one side of a stream may have.
+MAX_CREDIT = 2**31 - 1
+#: No limit may be smaller: what the protocol itself sends must fit.
+LEAST = 1024
+#: Bytes of a PING that come back.
+MAX_PING = 64
+#: Pieces of a frame that are kept apart until they are joined.
+_PIECES = 1024
+#: What msgspec raises for bytes that are not what they should be. A RecursionError is for lists in
+#: lists in lists.
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one side accepts. Sizes in bytes, times in seconds.
 
-    ``window`` is the credit each stream starts with, ``max_buffered`` what one connection may hold
-    unread before it refuses new streams, ``keepalive`` the silence after which a PING is sent; a
-    peer silent for twice that is gone.
+    ``window`` is the credit each stream starts with. ``max_buffered`` is what one connection may
+    hold of messages that nobody has taken: above it new streams are refused and messages of many
+    frames are given up, above twice of it every message is. It is also what may wait for a peer
+    that goes on sending and takes nothing, before it is dropped. A PING is sent after ``keepalive``
+    of silence, and a peer that stays silent as long again is gone.
+
+    Raises BadRequest that names the limit for one outside of what the protocol can do.
     """
 
     max_frame: int = 2**20
@@ -78,6 +109,21 @@ class Limits:
     max_buffered: int = 64 * 2**20
     handshake: float = 5.0
     keepalive: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("max_frame", LEAST, 2**30),
+            ("max_message", self.max_frame, 2**31),
+            ("max_header", LEAST, MAX_HEADER + 1),
+            ("window", LEAST, MAX_CREDIT),
+            ("max_streams", 1, 2**20),
+            ("max_buffered", LEAST, 2**40),
+            ("handshake", 0.001, 3600),
+            ("keepalive", 0.001, 3600),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise BadRequest("wire", f"{name} of {value} is not within {least} and {most}")
 
 
 class ProtocolError(Exception):
@@ -93,6 +139,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     max_message: int
     window: int
     max_streams: int
+    max_header: int = MAX_HEADER
 
 
 class Head(msgspec.Struct, omit_defaults=True):
@@ -100,7 +147,7 @@ class Head(msgspec.Struct, omit_defaults=True):
 
     service: str
     endpoint: str
-    timeout_ms: int = 0
+    timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMEOUT_MS)] = 0
     content: str = "application/json"
     metadata: dict[str, str] = {}
 
@@ -127,6 +174,7 @@ def encode_hello(limits: Limits) -> bytes:
         max_message=limits.max_message,
         window=limits.window,
         max_streams=limits.max_streams,
+        max_header=min(limits.max_header, MAX_HEADER),
     )
     return encode_frame(Kind.HELLO, 0, 0, _encode_json(hello))
 
@@ -135,21 +183,38 @@ def decode_hello(payload: bytes) -> Hello:
     """Raises ProtocolError for anything but a HELLO this version can talk to."""
     try:
         hello = _decode_hello(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise ProtocolError(f"malformed HELLO: {error}") from None
     low, high = hello.versions
     if hello.magic != MAGIC or low > high:
         raise ProtocolError("the peer does not speak micro frames")
     if not low <= VERSION <= high:
         raise ProtocolError(f"no common version: here {VERSION}, there {low} to {high}")
-    if hello.max_frame < 1024 or hello.window < 1024 or hello.max_message < hello.max_frame:
-        raise ProtocolError("the peer's limits are too small (1024 bytes at least)")
+    if min(hello.max_frame, hello.window, hello.max_header) < LEAST:
+        raise ProtocolError(f"the peer's limits are too small ({LEAST} bytes at least)")
+    if hello.max_message < hello.max_frame:
+        raise ProtocolError("the peer's max_message is smaller than its max_frame")
+    if hello.window > MAX_CREDIT:
+        raise ProtocolError(f"the peer's window is too large ({MAX_CREDIT} bytes at most)")
     return hello
 
 
-def encode_request(stream: int, head: Head, body: bytes, flags: int) -> bytes:
+def encode_head(head: Head, limit: int = MAX_HEADER) -> bytes:
+    """The header of a REQUEST. Raises HeadersTooLarge over ``limit`` bytes, BadRequest for what is
+    no text."""
+    try:
+        header = _encode_json(head)
+    except (TypeError, ValueError) as error:
+        raise BadRequest("wire", f"the call's head cannot be sent: {error}") from None
+    if len(header) > limit:
+        raise HeadersTooLarge(
+            "wire", f"the call's head has {len(header)} bytes; {limit} allowed. Send less metadata"
+        )
+    return header
+
+
+def encode_request(stream: int, header: bytes, body: bytes, flags: int) -> bytes:
     """A REQUEST: u16 length of the JSON header, the header, the beginning of the first message."""
-    header = _encode_json(head)
     size = len(header)
     return b"".join(
         (
@@ -161,31 +226,58 @@ def encode_request(stream: int, head: Head, body: bytes, flags: int) -> bytes:
     )
 
 
-def decode_request(payload: bytes) -> tuple[Head, bytes]:
-    """Raises ProtocolError naming what is malformed."""
+def decode_request(payload: bytes, limit: int = MAX_HEADER) -> tuple[Head, bytes]:
+    """The header and the beginning of the first message.
+
+    Raises ProtocolError for a frame shorter than it says, HeadersTooLarge for a header over
+    ``limit`` bytes, BadRequest that names the field for one that is malformed: the last two are
+    the call's fault, not the connection's.
+    """
     size = int.from_bytes(payload[:2], "big")
     if len(payload) < 2 + size:
         raise ProtocolError("REQUEST shorter than its header")
+    if size > limit:
+        raise HeadersTooLarge("wire", f"the call's head has {size} bytes; {limit} allowed")
     try:
         head = _decode_head(payload[2 : 2 + size])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(f"malformed REQUEST header: {error}") from None
+    except _MALFORMED as error:
+        raise BadRequest("wire", f"malformed head of a call: {error}") from None
     return head, payload[2 + size :]
 
 
-def encode_error(stream: int, error: MicroError) -> bytes:
-    """An ERROR. A refusal says so: the caller may then try another node, whatever the call was."""
+def encode_error(stream: int, error: MicroError, room: int = 2**20) -> bytes:
+    """An ERROR. A refusal says so: the caller may then try another node, whatever the call was.
+
+    Its texts are shortened to what ``room`` bytes of payload hold.
+    """
     form = error.to_dict()
     if isinstance(error, Refused):
         form["refused"] = True
-    return encode_frame(Kind.ERROR, END, stream, _encode_json(form))
+    return encode_frame(Kind.ERROR, END, stream, _fitted(form, room))
+
+
+def _fitted(form: dict[str, Any], room: int) -> bytes:
+    id, detail = str(form["id"])[:MAX_ID], str(form["detail"])
+    while True:
+        form |= {"id": id, "detail": detail}
+        try:
+            payload = _encode_json(form)
+        except UnicodeEncodeError:  # half of a surrogate pair, as names of files may have
+            id, detail = (text.encode("utf-8", "replace").decode() for text in (id, detail))
+            continue
+        if len(payload) <= room or not (id or detail):
+            return payload
+        if len(detail) >= len(id):
+            detail = detail[: len(detail) // 2]
+        else:
+            id = id[: len(id) // 2]
 
 
 def decode_error(payload: bytes) -> MicroError:
     """Never raises: garbage becomes an InternalError that says so."""
     try:
         form = msgspec.json.decode(payload, type=dict)
-    except (msgspec.DecodeError, RecursionError):
+    except _MALFORMED:
         form = {"code": 500, "id": "wire", "detail": "the peer sent an unreadable error"}
     error = from_dict(form)
     if form.get("refused") is True and isinstance(error, Unavailable):
@@ -213,11 +305,13 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are now complete, in order. Raises ProtocolError (and is of no further
-        use) for a length or kind that cannot be."""
+        use) for a length or kind that cannot be; frames before it in the same bytes are lost."""
         if self._parts:
             self._parts.append(data)
             self._size += len(data)
             if self._size < self._need:
+                if len(self._parts) >= _PIECES:  # a list of tiny pieces is larger than they are
+                    self._parts = [b"".join(self._parts)]
                 return []
             data = b"".join(self._parts)
             self._parts = []

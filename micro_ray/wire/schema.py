@@ -1,12 +1,13 @@
 """From a handler's signature to its request and response types: decoders and JSON Schemas.
 
 A type may be a dataclass, a ``msgspec.Struct``, a pydantic model, a ``TypedDict``, a ``dict``,
-``list`` or builtin, or ``bytes`` (untouched). Fields that a request has and the type has not are
-ignored, so that a caller may be newer than the service.
+``list`` or builtin of any of them, or ``bytes`` (untouched). Fields that a request has and the
+type has not are ignored, so that a caller may be newer than the service.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from micro_ray.errors import BadRequest, InternalError, TooLarge, UnsupportedMedia
+from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
 
 __all__ = ["JSON", "MSGPACK", "Codec", "codec"]
 
@@ -29,8 +30,39 @@ MAX_SCHEMA = 64 * 1024
 Decode = Callable[[bytes, str], Any]
 Encode = Callable[[Any, str], bytes]
 
-_json_encode = msgspec.json.Encoder().encode
-_msgpack_encode = msgspec.msgpack.Encoder().encode
+
+def _encode_model(value: Any) -> Any:
+    """What msgspec does not know: pydantic models within other types."""
+    if _is_model(type(value)):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is no type that crosses")
+
+
+def _decode_model(kind: Any, value: Any) -> Any:
+    if not _is_model(kind):
+        raise NotImplementedError
+    import pydantic
+
+    try:
+        return kind.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise ValueError(_first(error, "in")) from None
+
+
+def _is_model(kind: Any) -> bool:
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def _first(error: Any, at: str) -> str:
+    """The first thing that pydantic finds wrong, with its field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(("$", *map(str, first["loc"])))
+    return f"{first['msg']} {at} `{field}`"
+
+
+_json_encode = msgspec.json.Encoder(enc_hook=_encode_model).encode
+_msgpack_encode = msgspec.msgpack.Encoder(enc_hook=_encode_model).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +83,12 @@ def codec(kind: Any, where: str) -> Codec:
         return Codec(schema=binary, decode=_raw_decode, encode=_raw_encode(where))
     if kind is None or kind is type(None):
         return Codec(schema={}, decode=lambda body, content: None, encode=_empty)
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+    if _is_model(kind):
         return _pydantic_codec(kind, where)
     try:
         schema = _bounded(_schema(kind))
-        json = msgspec.json.Decoder(kind)
-        msgpack = msgspec.msgpack.Decoder(kind)
+        json = msgspec.json.Decoder(kind, dec_hook=_decode_model)
+        msgpack = msgspec.msgpack.Decoder(kind, dec_hook=_decode_model)
     except TypeError as error:
         raise TypeError(f"{where}: {kind!r} cannot be an endpoint's type: {error}") from None
     return Codec(
@@ -71,8 +102,19 @@ def _schema(kind: Any) -> dict[str, Any]:
     """One self-contained JSON Schema (draft 2020-12) with ``$defs``."""
     if kind is Any:
         return {}
-    (schema,), components = msgspec.json.schema_components((kind,), ref_template="#/$defs/{name}")
-    schema = dict(schema)
+    models: dict[str, Any] = {}
+
+    def model_schema(kind: Any) -> dict[str, Any]:
+        if not _is_model(kind):
+            raise NotImplementedError
+        schema: dict[str, Any] = kind.model_json_schema()
+        models.update(schema.pop("$defs", {}))
+        return schema
+
+    (schema,), components = msgspec.json.schema_components(
+        (kind,), schema_hook=model_schema, ref_template="#/$defs/{name}"
+    )
+    schema, components = dict(schema), {**models, **components}
     reference = str(schema.get("$ref", "")).rpartition("/")[2]
     if reference in components and not _mentions(components, reference):
         schema = dict(components.pop(reference))
@@ -87,6 +129,11 @@ def _mentions(components: Mapping[str, Any], name: str) -> bool:
 
 def _bounded(schema: dict[str, Any]) -> Mapping[str, Any]:
     return schema if len(_json_encode(schema)) <= MAX_SCHEMA else {}
+
+
+def _plain(content: str) -> str:
+    """A media type without its parameters."""
+    return content.partition(";")[0].strip().lower()
 
 
 def _decoder(json: Callable[[bytes], Any], msgpack: Callable[[bytes], Any], where: str) -> Decode:
@@ -104,15 +151,25 @@ def _decoder(json: Callable[[bytes], Any], msgpack: Callable[[bytes], Any], wher
             raise TooLarge(where, "the input is nested too deeply") from None
         except UnicodeDecodeError as error:
             raise BadRequest(where, f"the input is not UTF-8: {error}") from None
-        raise UnsupportedMedia(where, f"content type {content!r}; send one of {', '.join(MEDIA)}")
+        return decode(body, _known(content, where))
 
     return decode
+
+
+def _known(content: str, where: str) -> str:
+    """A media type that is decoded, however it is spelled."""
+    plain = _plain(content)
+    if plain in MEDIA:
+        return plain
+    raise UnsupportedMedia(where, f"content type {content[:200]!r}; send one of {', '.join(MEDIA)}")
 
 
 def _encoder(where: str) -> Encode:
     def encode(value: Any, content: str) -> bytes:
         try:
-            return _msgpack_encode(value) if content == MSGPACK else _json_encode(value)
+            if content == JSON or _plain(content) != MSGPACK:
+                return _json_encode(value)
+            return _msgpack_encode(value)
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise InternalError(
                 where, f"the answer cannot be sent ({type(error).__name__}: {error})"
@@ -127,27 +184,35 @@ def _pydantic_codec(model: Any, where: str) -> Codec:
     def decode(body: bytes, content: str) -> Any:
         try:
             if content == MSGPACK:
-                return model.model_validate(msgspec.msgpack.decode(body))
+                return model.model_validate(msgspec.msgpack.decode(body or b"\x80"))
             if content == JSON:
                 return model.model_validate_json(body or b"{}")
         except pydantic.ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            raise BadRequest(where, f"wrong input: {first['msg']} - at `$.{field}`") from None
-        except (msgspec.DecodeError, RecursionError) as error:
+            raise _wrong(error, where, content) from None
+        except RecursionError:
+            raise TooLarge(where, "the input is nested too deeply") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(where, f"malformed {content}: {error}") from None
-        raise UnsupportedMedia(where, f"content type {content!r}; send one of {', '.join(MEDIA)}")
+        return decode(body, _known(content, where))
 
     plain = _encoder(where)
 
     def encode(value: Any, content: str) -> bytes:
-        if isinstance(value, pydantic.BaseModel):
-            if content == JSON:
-                return value.model_dump_json().encode()
-            value = value.model_dump(mode="json")
+        if content == JSON and isinstance(value, pydantic.BaseModel):
+            return value.model_dump_json().encode()
         return plain(value, content)
 
     return Codec(schema=_bounded(model.model_json_schema()), decode=decode, encode=encode)
+
+
+def _wrong(error: Any, where: str, content: str) -> MicroError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] != "json_invalid":
+        return BadRequest(where, f"wrong input: {_first(error, '- at')}")
+    why = str(first.get("ctx", {}).get("error", first["msg"]))
+    if "recursion limit" in why:
+        return TooLarge(where, "the input is nested too deeply")
+    return BadRequest(where, f"malformed {content}: {why}")
 
 
 def _raw_decode(body: bytes, content: str) -> bytes:
@@ -166,13 +231,18 @@ def _raw_encode(where: str) -> Encode:
 
 
 def _empty(value: Any, content: str) -> bytes:
-    return b"\x80" if content == MSGPACK else b"{}"
+    return b"\x80" if _plain(content) == MSGPACK else b"{}"
 
 
-def kind_of_fields(name: str, fields: list[tuple[str, Any, Any]]) -> Any:
-    """A struct type of plain parameters: (name, type, default or ``msgspec.NODEFAULT``)."""
+def kind_of_fields(where: str, fields: list[tuple[str, Any, Any]]) -> Any:
+    """A struct type of plain parameters: (name, type, default or ``msgspec.NODEFAULT``). Raises
+    TypeError for a default that cannot be one."""
     defined: list[Any] = [
         (field, kind) if default is msgspec.NODEFAULT else (field, kind, default)
         for field, kind, default in fields
     ]
-    return cast(Any, msgspec.defstruct(name, defined, kw_only=True))
+    name = re.sub(r"\W", "", where) + "Request"
+    try:
+        return cast(Any, msgspec.defstruct(name, defined, kw_only=True))
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None

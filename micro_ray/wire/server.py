@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,12 +18,12 @@ from micro_ray.errors import (
     InternalError,
     MicroError,
     Timeout,
-    TooLarge,
     Unavailable,
 )
 from micro_ray.network import Call, Refused
 from micro_ray.wire.address import Address, parse
-from micro_ray.wire.connection import Channel, Connection
+from micro_ray.wire.channel import Channel
+from micro_ray.wire.connection import Connection
 from micro_ray.wire.protocol import (
     BARE,
     END,
@@ -43,12 +44,14 @@ log = logging.getLogger(__name__)
 #: Connections waiting to be accepted, and connections open at once.
 BACKLOG = 1024
 MAX_CONNECTIONS = 10_000
+#: Seconds that a closing server waits for handlers that were cancelled, and for its connections.
+CLOSING = 3.0
 
 
 class Incoming(Channel):
     """One call being served."""
 
-    __slots__ = ("expired", "head", "task")
+    __slots__ = ("broken", "expired", "head", "task")
 
     connection: ServerConnection
 
@@ -59,6 +62,7 @@ class Incoming(Channel):
         self.head = head
         self.task: asyncio.Task[None] | None = None
         self.expired = False
+        self.broken = False
 
     @property
     def call(self) -> Call:
@@ -97,10 +101,11 @@ class ServerConnection(Connection[Incoming]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
-        self.peer_name = f"tcp:{name[0]}:{name[1]}" if isinstance(name, tuple) and name else ""
-        if len(self.server.connections) >= MAX_CONNECTIONS:
-            log.warning("connection refused: %d are open", MAX_CONNECTIONS)
-            self.kill()
+        if isinstance(name, tuple) and name:
+            self.peer_name = str(Address(host=name[0], port=name[1]))
+        most = self.server.max_connections
+        if len(self.server.connections) >= most:
+            self.abort(ProtocolError(f"{most} connections are open here; no more are taken"))
         else:
             self.server.connections.add(self)
 
@@ -113,10 +118,14 @@ class ServerConnection(Connection[Incoming]):
         if stream <= self.last or not stream & 1:
             raise ProtocolError(f"REQUEST on stream {stream}; odd and growing ids only")
         self.last = stream
-        head, body = decode_request(payload)
+        try:
+            head, body = decode_request(payload, self.limits.max_header)
+        except MicroError as error:
+            self._tell(stream, error)
+            return
         refusal = self._refusal()
         if refusal is not None:
-            self.write(encode_error(stream, refusal))
+            self._tell(stream, refusal)
             return
         deadline = None
         if head.timeout_ms > 0:
@@ -126,7 +135,7 @@ class ServerConnection(Connection[Incoming]):
         self.server.started()
         try:
             incoming.feed(flags, body)
-        except TooLarge as error:
+        except MicroError as error:
             self._finish(incoming, error)
             return
         if deadline is not None:
@@ -140,8 +149,19 @@ class ServerConnection(Connection[Incoming]):
         if len(self.streams) >= self.limits.max_streams:
             return Refused("wire", f"{self.limits.max_streams} calls on one connection", 0.1)
         if self.buffered > self.limits.max_buffered:
-            return Refused("wire", "too much unread on this connection", 0.1)
+            return Refused(
+                "wire", f"over {self.limits.max_buffered} bytes unread on this connection", 0.1
+            )
         return None
+
+    def _tell(self, stream: int, error: MicroError) -> None:
+        try:
+            frame = encode_error(stream, error, self.peer_frame)
+        except Exception as raised:  # a handler's error may have anything in its fields
+            log.exception("an error of %s cannot be sent", type(error).__name__)
+            why = f"{type(error).__name__}, which cannot be sent ({type(raised).__name__})"
+            frame = encode_error(stream, InternalError("wire", why), self.peer_frame)
+        self.write(frame)
 
     async def _run(self, incoming: Incoming) -> None:
         error: MicroError | None = None
@@ -167,13 +187,18 @@ class ServerConnection(Connection[Incoming]):
             return
         if incoming.inbox or incoming.parts is not None:
             incoming.discard()
-        if incoming.error is None and not self.is_lost:
-            if error is not None and not incoming.local_done:
-                self.write(encode_error(incoming.stream, error))
-            elif not incoming.local_done:
+        if incoming.error is None and not incoming.local_done and not self.is_lost:
+            if error is not None:
+                self._tell(incoming.stream, error)
+            else:
                 self.write(encode_frame(Kind.DATA, END | BARE, incoming.stream))
-        incoming.local_done = True
+        incoming.local_done = incoming.remote_done = True
+        if incoming.waiter is not None or incoming.send_waiter is not None:
+            # A task that the handler has left behind.
+            incoming.fail(Cancelled("wire", "the call has ended"))
         self.server.ended()
+        if self.is_lost and not self.streams:
+            self.server.leaving.discard(self)
 
     def on_data(self, flags: int, stream: int, payload: bytes) -> None:
         incoming = self.streams.get(stream)
@@ -185,7 +210,7 @@ class ServerConnection(Connection[Incoming]):
             raise ProtocolError(f"DATA after END on stream {stream}")
         try:
             incoming.feed(flags, payload)
-        except TooLarge as error:
+        except MicroError as error:
             self._break(incoming, error, tell=True)
 
     def on_error(self, stream: int, payload: bytes) -> None:
@@ -202,7 +227,7 @@ class ServerConnection(Connection[Incoming]):
             incoming.grant(credit)
 
     def deadline_of(self, item: Incoming) -> float | None:
-        return item.deadline
+        return None if item.broken else item.deadline
 
     def on_deadline(self, stream: int) -> None:
         incoming = self.streams[stream]
@@ -214,35 +239,56 @@ class ServerConnection(Connection[Incoming]):
         )
 
     def _break(self, incoming: Incoming, error: MicroError, *, tell: bool) -> None:
-        """End a call from outside its handler. The caller is told at once; the call counts as in
-        flight until its handler has ended."""
+        """End a call from outside its handler, once. The caller is told at once; the call counts
+        as in flight until its handler has ended."""
+        if incoming.broken:
+            return  # its handler has been cancelled already, and may be tidying up
+        incoming.broken = True
         if tell and not incoming.local_done and incoming.error is None:
-            self.write(encode_error(incoming.stream, error))
+            self._tell(incoming.stream, error)
         incoming.fail(error)
         if incoming.task is not None:
             incoming.task.cancel()
 
+    def give_up(self, channel: Channel, error: MicroError) -> None:
+        self._tell(channel.stream, error)
+        channel.fail(error)
+
     def on_lost(self) -> None:
         self.server.connections.discard(self)
         self.server.changed.set()
+        if self.streams:
+            self.server.leaving.add(self)
         for incoming in list(self.streams.values()):
             self._break(incoming, Cancelled("wire", "the caller has gone"), tell=False)
 
     def goaway(self) -> None:
-        self.draining = True
-        self.write(encode_frame(Kind.GOAWAY, 0, self.last))
+        """Take no new call. A peer that has not said HELLO yet is told after it."""
+        if self.has_greeted and not self.draining:
+            self.draining = True
+            self.write(encode_frame(Kind.GOAWAY, 0, self.last))
 
 
 class Server:
     """Serves calls on any number of addresses; an ``async with`` that closes what it opened."""
 
-    def __init__(self, handler: Handler, *, limits: Limits | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        limits: Limits | None = None,
+        name: str = "",
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self.handler = handler
         self.limits = limits or Limits()
         self.name = name
+        self.max_connections = max_connections
         self.in_flight = 0
         self.draining = False
         self.connections: set[ServerConnection] = set()
+        #: Connections that are lost, with handlers that have not ended yet.
+        self.leaving: set[ServerConnection] = set()
         self.changed = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []
@@ -291,7 +337,7 @@ class Server:
         that happened within ``timeout`` seconds."""
         self.draining = True
         self._stop_listening()
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.goaway()
         try:
             async with asyncio.timeout(timeout):
@@ -303,18 +349,22 @@ class Server:
         return True
 
     async def close(self) -> None:
-        """Close everything now; calls in flight are cancelled."""
+        """Close everything now; calls in flight are cancelled. A handler that does not end for it
+        is left behind after a few seconds."""
         self.draining = True
         self._stop_listening()
-        tasks = [i.task for c in self.connections for i in c.streams.values() if i.task]
-        lost = [c.lost for c in self.connections]
-        for connection in list(self.connections):
+        every = [*self.connections, *self.leaving]
+        for connection in every:
             connection.shut()
+        tasks = [i.task for c in every for i in c.streams.values() if i.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if lost:
-            await asyncio.wait(lost, timeout=3)
+        waits = [*tasks, *(connection.lost for connection in every)]
+        if not waits:
+            return
+        _, left = await asyncio.wait(waits, timeout=CLOSING)
+        if left:
+            log.error("%s closed with %d handlers or connections left", self.name, len(left))
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
@@ -333,17 +383,7 @@ class Server:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    if os.path.exists(path):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            except OSError as error:
-                raise Conflict("wire", f"{path} is in the way: {error.strerror}") from None
-            else:
-                raise Conflict("wire", f"another process listens on {path}")
+    _make_way(path)
     bound = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
@@ -351,6 +391,8 @@ def _bind_unix(path: str) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict("wire", f"another process took {path} meanwhile") from None
         raise Unavailable(
             "wire", f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
         ) from None
@@ -373,3 +415,26 @@ def _bind_tcp(where: Address) -> socket.socket:
         raise Unavailable("wire", f"cannot listen on {where}: {error.strerror or error}") from None
     bound.setblocking(False)
     return bound
+
+
+def _make_way(path: str) -> None:
+    """Remove the socket of a process that is gone. Raises Conflict for anything else."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise Conflict("wire", f"{path} is in the way: it is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Conflict("wire", f"{path} is in the way: {error.strerror or error}") from None
+        else:
+            raise Conflict("wire", f"another process listens on {path}")
