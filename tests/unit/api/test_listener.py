@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from micro_ray.errors import Conflict, Unavailable
+from micro_ray.serve import listener as listener_module
 from micro_ray.serve import protocols
 from micro_ray.serve.listener import Listener
 from micro_ray.settings import Api as ApiSettings
@@ -21,6 +22,13 @@ from tests.fixtures.wait import eventually
 from tests.unit.api.door import Line
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times that a stop gives to idle connections and to what it has cut off."""
+    monkeypatch.setattr(protocols, "LAST_REQUEST", 0.3)
+    monkeypatch.setattr(listener_module, "LAST", 0.2)
 
 
 class App:
@@ -201,9 +209,8 @@ async def test_an_idle_connection_may_bring_one_last_request() -> None:
         await stopping
 
 
-async def test_a_request_that_comes_with_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_comes_with_the_close() -> None:
     """At the very end, what the kernel holds is looked for once more."""
-    monkeypatch.setattr(protocols, "LAST_REQUEST", 0.1)
     app = App()
     async with listening(app) as listener, line_to(listener) as line:
         await line.send(GET)
@@ -213,7 +220,7 @@ async def test_a_request_that_comes_with_the_close(monkeypatch: pytest.MonkeyPat
         await eventually(lambda: refused(listener.bound))
         connection.transport.pause_reading()
         await line.send(GET)
-        await asyncio.sleep(0.3)  # past the last moment, with bytes that were not read
+        await asyncio.sleep(0.5)  # past the last moment, with bytes that were not read
         connection.transport.resume_reading()
         assert (await line.answer()).body == b"app"
         await stopping

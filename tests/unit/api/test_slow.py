@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
 
 from micro_ray.network.network import Network
 from tests.fixtures.wait import eventually
-from tests.unit.api.door import Door, Line, open_door
+from tests.unit.api.door import Door, Line, open_door, reset
 from tests.unit.api.services import Probe
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -197,6 +199,41 @@ async def test_a_slow_reader_that_reads_is_not_cut_off(network: Network) -> None
             transport.resume_reading()  # type: ignore[attr-defined]
             got += len(await line.reader.read(2_000_000))
         assert got == 16_000_000
+
+
+async def test_a_websocket_whose_frames_wait_is_not_taken_for_dead(
+    network: Network, probe: Probe
+) -> None:
+    """The answers to its pings wait behind them."""
+    async with open_door(network) as door:
+        config = door.listener._server.config
+        config.ws_ping_interval = config.ws_ping_timeout = 0.1
+        frame = json.dumps({"value": 1, "name": "patient", "pad": "x" * 100_000})
+        async with connect(f"{door.ws}/streams/deaf", compression=None) as socket:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.6):
+                    for _ in range(500):
+                        await socket.send(frame)
+            connection = next(iter(door.listener._server.server_state.connections))
+            assert not connection.reading()
+            assert probe.cancelled["patient"] == 0
+            reset(socket.transport)
+        await eventually(lambda: probe.cancelled["patient"] == 1)
+
+
+async def test_a_websocket_that_is_dead_is_let_go(network: Network, probe: Probe) -> None:
+    async with open_door(network) as door:
+        config = door.listener._server.config
+        config.ws_ping_interval = config.ws_ping_timeout = 0.1
+        async with door.line() as line:
+            await line.send(
+                b"GET /streams/silent?name=dead HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            assert (await line.head())[0] == 101
+            await eventually(lambda: probe.begun["dead"] == 1)
+            await eventually(lambda: probe.cancelled["dead"] == 1)  # no ping was answered
 
 
 async def test_a_crowd_that_says_nothing(hasty: Door) -> None:
