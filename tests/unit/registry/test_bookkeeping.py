@@ -135,14 +135,14 @@ async def test_history_is_bounded_in_bytes_too() -> None:
 
 async def test_a_registry_that_stood_still_drops_nobody_who_lives() -> None:
     """A process that was stopped, or starved, finds the leases over and the renewals unread."""
-    registry = MemoryRegistry()
+    registry = MemoryRegistry(sweep=0.1)
     async with closing(registry):
-        await registry.register(instance(node="alive"), ttl=1.2)
-        await registry.register(instance(node="dead"), ttl=1.2)
+        await registry.register(instance(node="alive"), ttl=1)
+        await registry.register(instance(node="dead"), ttl=1)
         await asyncio.sleep(0)  # its task is under way
-        time.sleep(2.5)  # noqa: ASYNC251 - the standstill itself
+        time.sleep(1.6)  # noqa: ASYNC251 - the standstill itself
         asyncio.get_running_loop().call_later(
-            0.6, lambda: asyncio.ensure_future(registry.renew("micro", ["alive"]))
+            0.5, lambda: asyncio.ensure_future(registry.renew("micro", ["alive"]))
         )
 
         async def only_the_living() -> bool:
