@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
+from micro_ray.wire.defaults import filler
 
 __all__ = ["JSON", "MSGPACK", "Codec", "codec"]
 
@@ -87,15 +88,20 @@ def codec(kind: Any, where: str) -> Codec:
         return _pydantic_codec(kind, where)
     try:
         schema = _bounded(_schema(kind))
-        json = msgspec.json.Decoder(kind, dec_hook=_decode_model)
-        msgpack = msgspec.msgpack.Decoder(kind, dec_hook=_decode_model)
+        json = _whole(kind, msgspec.json.Decoder(kind, dec_hook=_decode_model).decode)
+        msgpack = _whole(kind, msgspec.msgpack.Decoder(kind, dec_hook=_decode_model).decode)
     except TypeError as error:
         raise TypeError(f"{where}: {kind!r} cannot be an endpoint's type: {error}") from None
     return Codec(
         schema=schema,
-        decode=_decoder(json.decode, msgpack.decode, where),
+        decode=_decoder(json, msgpack, where),
         encode=_encoder(where),
     )
+
+
+def _whole(kind: Any, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    fill = filler(kind)
+    return decode if fill is None else lambda body: fill(decode(body))
 
 
 def _schema(kind: Any) -> dict[str, Any]:
