@@ -343,7 +343,7 @@ class WirePeer(Peer):
             answer = await stream.receive()
             if answer is None:
                 raise BadGateway("wire", f"{connection.address} ended the call without an answer")
-            if not channel.remote_done:
+            if channel.inbox or not channel.remote_done:
                 raise _is_stream()
             return answer
 
