@@ -108,6 +108,10 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         if not self.is_lost and not self._shut:
             self.flushed = self.next
 
+    def abort(self, error: ProtocolError) -> None:
+        self.refusal = f"the connection to {self.address} was given up ({error})"
+        super().abort(error)
+
     def shut(self) -> None:
         self.going = True
         super().shut()

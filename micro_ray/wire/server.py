@@ -176,10 +176,10 @@ class ServerConnection(Connection[Incoming]):
                 error = Cancelled(incoming.head.service, "the service gave the call up")
         except Exception as raised:
             log.exception("%s raised", incoming.head.endpoint)
-            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+            error = InternalError(incoming.head.service, _said(raised))
         except BaseException as raised:  # SystemExit of a handler must not end the server silently
-            log.error("%s raised %r", incoming.head.endpoint, raised)
-            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+            log.error("%s raised %s", incoming.head.endpoint, _said(raised))
+            error = InternalError(incoming.head.service, _said(raised))
         self._finish(incoming, error)
 
     def _finish(self, incoming: Incoming, error: MicroError | None) -> None:
@@ -267,6 +267,15 @@ class ServerConnection(Connection[Incoming]):
         if self.has_greeted and not self.draining:
             self.draining = True
             self.write(encode_frame(Kind.GOAWAY, 0, self.last))
+
+
+def _said(raised: BaseException) -> str:
+    """An exception in a line, also one that cannot say what it is."""
+    try:
+        text = str(raised)
+    except Exception:
+        text = "it cannot say what"
+    return f"{type(raised).__name__}: {text}"
 
 
 class Server:
