@@ -52,6 +52,19 @@ async def test_a_refused_call_goes_elsewhere_and_is_executed_once(fleet: Fleet) 
     assert (started(a), started(b)) == (0, 30)
 
 
+async def test_an_address_that_another_service_has_now(fleet: Fleet) -> None:
+    """A port that was free and was taken: the call is not answered by a stranger."""
+    stranger = await fleet.spot("x", service="other")
+    stranger.endpoints.service = "other"
+    fleet.route("stale", stranger.address)
+    spot = await fleet.spot("a")
+    network = fleet.network()
+    for _ in range(20):
+        assert await who(network) == "a"
+    assert not stranger.started
+    assert len(spot.finished) == 20
+
+
 async def test_a_draining_node_loses_no_call(fleet: Fleet) -> None:
     a, b = await fleet.spots("a", "b")
     network = fleet.network()
