@@ -113,20 +113,21 @@ async def test_a_daemon_of_a_service_that_is_stopped_gets_its_term(
 
 async def test_the_group_has_its_grace(driver: ProcessDriver, shop: Shop) -> None:
     """A shell ends at once with TERM; what it was waiting for is finishing its work."""
-    program = """import os, signal, time
-def finish(*_):
-    time.sleep(0.4)
-    print("work done", flush=True)
-    os._exit(0)
-signal.signal(15, finish)
+    program = """import signal, time
+told = []
+signal.signal(15, lambda *_: told.append(1))
 print("ready", flush=True)
-time.sleep(1000)
+while not told:
+    time.sleep(0.01)
+for _ in range(20):
+    time.sleep(0.02)
+print("work done, told", len(told), flush=True)
 """
     script = f"{sys.executable} -c {shlex.quote(program)}; echo never"
     async with running(driver, shop, script) as replica:
         await eventually(lambda: "ready" in shop.log())
         await driver.stop(replica, 5)
-        assert shop.log() == ["ready", "work done"]
+        assert shop.log() == ["ready", "work done, told 1"]
 
 
 async def test_one_that_ignores_term(shop: Shop) -> None:
