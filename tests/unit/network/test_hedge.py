@@ -110,6 +110,22 @@ async def test_a_failure_waits_for_the_other(fleet: Fleet) -> None:
     first.hold.set()
 
 
+async def test_an_answer_is_preferred_to_a_failure_of_the_same_moment(fleet: Fleet) -> None:
+    first, second = await pair(fleet)
+    first.code = 502
+    network = fleet.network(retry_budget=0)
+    for _ in range(10):
+        network._budget._tokens = 1.0  # for the second, and none to try the first again
+        first.hold.clear()
+        second.hold.clear()
+        before = len(second.started)
+        call = asyncio.create_task(hedged(network, 0.01))
+        await eventually(lambda before=before: len(second.started) > before)
+        first.hold.set()
+        second.hold.set()
+        assert await call == "second"
+
+
 async def test_when_both_fail_the_failure_is_told(fleet: Fleet) -> None:
     first, second = await pair(fleet)
     first.code = second.code = 502

@@ -166,23 +166,25 @@ async def test_other_errors_are_never_tried_again(fleet: Fleet, code: int) -> No
 
 
 async def test_what_a_nested_call_met_is_no_refusal_of_the_outer_one(fleet: Fleet) -> None:
-    """A service that calls one without nodes has been executed, and is not called four times."""
+    """A service whose own call was refused has been executed, and is not called four times."""
     outer = await fleet.spots("a", "b")
-    fleet.nobody("inner", service="inner")
+    for spot in await fleet.spots(*(f"i{n}" for n in range(ATTEMPTS + 1)), service="inner"):
+        spot.endpoints.service = "inner"
+        full(spot)
     network = fleet.network()
     runs = 0
 
     async def relay() -> None:
         nonlocal runs
         runs += 1
-        await network.call("inner", "Inner.Call", b"", timeout=0.2)
+        await network.call("inner", "Greeter.Who", b"{}")
 
     for spot in outer:
         spot.endpoints.add("Greeter.Relay", relay)
     with pytest.raises(Unavailable) as caught:
         await network.call("greeter", "Greeter.Relay", b"")
     assert not isinstance(caught.value, Refused)
-    assert "no node of inner took the call" in caught.value.detail
+    assert "calls are being served here" in caught.value.detail
     assert runs == 1
 
 

@@ -120,6 +120,19 @@ async def test_room_runs_out() -> None:
         assert [i.node.id for i in (await registry.snapshot()).instances] == ["b", "c"]
 
 
+async def test_history_is_kept_to_the_last_change() -> None:
+    registry = MemoryRegistry(capacity=Capacity(history=10))
+    async with closing(registry):
+        start = await registry.snapshot()
+        for number in range(15):
+            await registry.register(instance(node=f"n{number}"))
+        with pytest.raises(Conflict, match="revision 4 is no longer kept"):
+            await anext(registry.watch(epoch=start.epoch, revision=4))
+        watch = registry.watch(epoch=start.epoch, revision=5)
+        assert [(await anext(watch)).revision for _ in range(10)] == list(range(6, 16))
+        await watch.aclose()  # type: ignore[attr-defined]
+
+
 async def test_history_is_bounded_in_bytes_too() -> None:
     endpoint = Endpoint(name="A.B", request={"d": "x" * 1_000})
     registry = MemoryRegistry(capacity=Capacity(history=1_000, history_size=20_000))
