@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from micro_ray.errors import BadRequest, Cancelled, Timeout
@@ -45,31 +45,39 @@ class Loop:
         tasks: list[asyncio.Task[Any]] = []
         coroutine = _await(work, tasks)
         try:
-            if threading.current_thread() is self._thread:
-                raise BadRequest(self._name, "a blocking call from the loop that would serve it")
-            if self._closing.is_set():
-                raise BadRequest(self._name, "it has been closed")
-            running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except BaseException as error:
-            coroutine.close()
-            if asyncio.iscoroutine(work):
-                work.close()
-            if isinstance(error, RuntimeError):
-                raise BadRequest(self._name, "it has been closed") from None
-            raise
-        try:
+            running = self._hand_over(coroutine, work)
             return running.result(timeout)
         except concurrent.futures.CancelledError:
             raise Cancelled(self._name, "it was closed meanwhile") from None
         except KeyboardInterrupt:
-            # Nobody waits for it any more, and what is run next must find it ended.
+            # Nobody waits for it any more, and what is run next must find it ended: also when the
+            # interrupt came while it was being handed over.
             self._end(tasks)
+            with contextlib.suppress(ValueError):  # it is running still
+                coroutine.close()
             raise
         except TimeoutError:
             if running.done():
                 raise  # of the work itself
             self._end(tasks)
             raise Timeout(self._name, f"not done within {timeout:g} s") from None
+
+    def _hand_over(
+        self, coroutine: Coroutine[Any, Any, T], work: Awaitable[T]
+    ) -> concurrent.futures.Future[T]:
+        try:
+            if threading.current_thread() is self._thread:
+                raise BadRequest(self._name, "a blocking call from the loop that would serve it")
+            if self._closing.is_set():
+                raise BadRequest(self._name, "it has been closed")
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except Exception as error:
+            coroutine.close()
+            if asyncio.iscoroutine(work):
+                work.close()
+            if isinstance(error, RuntimeError):
+                raise BadRequest(self._name, "it has been closed") from None
+            raise
 
     def close(self, last: Callable[[], Awaitable[object]] | None = None) -> None:
         """Run ``last``, end what is under way, and end the thread; idempotent."""
