@@ -460,6 +460,8 @@ def _make_way(path: str) -> None:
                 os.unlink(path)
         except FileNotFoundError:
             return
+        except BlockingIOError:
+            raise Conflict("wire", f"another process listens on {path} and is busy") from None
         except OSError as error:
             raise Conflict("wire", f"{path} is in the way: {error.strerror or error}") from None
         else:
