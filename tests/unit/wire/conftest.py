@@ -13,8 +13,10 @@ from tempfile import TemporaryDirectory
 import pytest
 import uvloop
 
+from micro_ray.wire.endpoints import Endpoints
 from tests.fixtures.wait import eventually
 from tests.unit.wire.line import Line, sockets
+from tests.unit.wire.served import Served, serving
 
 HERE = Path(__file__).parent
 #: Suites that speak over sockets and do not start from a signature: these run on both loops.
@@ -80,3 +82,11 @@ async def any_line(folder: Path, request: pytest.FixtureRequest) -> AsyncIterato
             pytest.skip(f"this machine has no IPv6: {error}")
     async with AsyncExitStack() as stack:
         yield Line(folder, stack, request.param)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """A service without endpoints yet."""
+    endpoints = Endpoints("test")
+    async with serving(endpoints) as peer:
+        yield Served(endpoints, peer)
