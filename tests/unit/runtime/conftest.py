@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from typing import Any
 import pytest
 
 from micro_ray.network.network import Network
-from micro_ray.runtime import Replica, State, Workload, source
+from micro_ray.runtime import Driver, Replica, Runtime, State, Status, Workload, source
 from micro_ray.runtime import process as process_module
 from micro_ray.runtime.archives import Archives
+from micro_ray.runtime.keeper import Patience
 from micro_ray.runtime.logs import Reader
 from micro_ray.runtime.process import ProcessDriver
+from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.testing import Here
 from micro_ray.settings import load, service_environ
+from micro_ray.store import Store
+from micro_ray.wire import runtime as face
 from tests.fixtures.processes import marked
 from tests.fixtures.wait import eventually
 
@@ -82,6 +87,20 @@ class Shop:
                     (Path(name) / file).write_text(text)
             return source.pack(Path(name))
 
+    @asynccontextmanager
+    async def runtime(
+        self, *, store: Store | None = None, driver: Driver | None = None, **options: Any
+    ) -> AsyncIterator[Reconciler]:
+        """A life of the runtime. Left, its replicas go on, as after a kill."""
+        drivers = {"process": driver or self.driver()}
+        given: dict[str, Any] = {
+            "patience": Patience(start=20, drain=2, backoff=(0.1, 1.0), gate=0.02, resync=0.2),
+            "gate": face.gate(self.network),
+            **options,
+        }
+        async with Reconciler(store or self.here.store, drivers, self.state, **given) as runtime:
+            yield runtime
+
     def replica(self, workload: Workload) -> Replica:
         self.count += 1
         return Replica(
@@ -118,6 +137,18 @@ def sh(script: str, **fields: Any) -> Workload:
     return command("sh", "-c", script, **fields)
 
 
+async def until(runtime: Runtime, name: str, state: State, namespace: str = "micro") -> Status:
+    """Wait until a workload is in a state, with all replicas that it should have then."""
+
+    async def there() -> Status | None:
+        (status,) = await runtime.read(name, namespace)
+        return status if status.state is state else None
+
+    status = await eventually(there, within=15)
+    assert status is not None
+    return status
+
+
 @pytest.fixture(autouse=True)
 def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command need not live for two seconds to count as running."""
@@ -145,3 +176,10 @@ async def shop(here: Here, state: Path) -> AsyncIterator[Shop]:
 @pytest.fixture
 def driver(shop: Shop) -> ProcessDriver:
     return shop.driver()
+
+
+@pytest.fixture
+async def runtime(shop: Shop) -> AsyncIterator[Reconciler]:
+    async with shop.runtime() as runtime:
+        yield runtime
+        await runtime.halt(0)
