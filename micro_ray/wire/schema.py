@@ -90,7 +90,7 @@ def codec(kind: Any, where: str, what: str = "") -> Codec:
         schema = _bounded(_schema(kind))
         json = _whole(kind, msgspec.json.Decoder(kind, dec_hook=_decode_model).decode)
         msgpack = _whole(kind, msgspec.msgpack.Decoder(kind, dec_hook=_decode_model).decode)
-    except TypeError as error:
+    except (TypeError, NameError) as error:
         raise _no_type(kind, where, what, error) from None
     return Codec(
         schema=schema,
@@ -104,7 +104,7 @@ def _whole(kind: Any, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return decode if fill is None else lambda body: fill(decode(body))
 
 
-def _no_type(kind: Any, where: str, what: str, error: TypeError) -> TypeError:
+def _no_type(kind: Any, where: str, what: str, error: Exception) -> TypeError:
     why = str(error).splitlines()[-1]
     return TypeError(f"{where}: {what} of type {kind!r} cannot cross: {why}")
 
@@ -251,7 +251,7 @@ def kind_of_fields(where: str, fields: list[tuple[str, Any, Any]]) -> Any:
     for field, kind, _ in fields:
         try:
             _schema(kind)
-        except TypeError as error:
+        except (TypeError, NameError) as error:
             raise _no_type(kind, where, f"parameter {field}", error) from None
     defined: list[Any] = [
         (field, kind) if default is msgspec.NODEFAULT else (field, kind, default)

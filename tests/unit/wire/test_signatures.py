@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import threading
 import time
@@ -322,6 +323,16 @@ class Foreign:
     """No type that crosses."""
 
 
+@dataclasses.dataclass
+class Half:
+    """A field of it is annotated with what does not exist."""
+
+    what: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+async def half(request: Half) -> None: ...
+
+
 async def foreign(request: Foreign) -> None: ...
 async def foreign_answer() -> list[Foreign]: ...
 async def foreign_stream(items: AsyncIterator[Foreign]) -> None: ...
@@ -340,6 +351,7 @@ def generator() -> Iterator[int]:
         (foreign, "parameter request of type .*Foreign"),
         (foreign_answer, "the answer of type .*Foreign"),
         (foreign_stream, "parameter items of type .*Foreign"),
+        (half, "parameter request of type .*Half.*'Nowhere' is not defined"),
         (starred, r"\*names cannot be a field"), (double_starred, r"\*names cannot be a field"),
         (positional, "name is positional only"), (unsafe, "[Mm]utable|list"),
         (generator, "takes an async function"),
