@@ -98,7 +98,7 @@ async def test_halted(shop: Shop) -> None:
             await until(runtime, name, State.RUNNING)
         await runtime.halt(5)
         assert shop.processes() == []
-        assert shop.log()[-1] == "ended"
+        assert "ended" in shop.log()
         with pytest.raises(Unavailable, match="the platform is being stopped"):
             await runtime.create(replace(SLEEP, name="late"))
     assert await shop.here.store.keys(table="runtime") == [
@@ -116,7 +116,7 @@ async def test_deleted_while_no_runtime_was_there(shop: Shop) -> None:
     async with shop.runtime() as runtime:
         assert await runtime.read() == []
         await eventually(lambda: shop.left() == set())
-        assert shop.log()[-1] == "ended"
+        assert "ended" in shop.log()
 
 
 async def test_killed_while_it_deleted(shop: Shop) -> None:

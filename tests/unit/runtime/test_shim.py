@@ -213,8 +213,10 @@ async def test_the_platform_has_ended_already(shop: Shop, anchor: subprocess.Pop
     anchor.wait()
     driver = shop.driver(anchor=anchor.pid)
     workload = command("sleep", "1000")
-    await asyncio.gather(driver.start(shop.replica(workload), workload), return_exceptions=True)
+    replica = shop.replica(workload)
+    await asyncio.gather(driver.start(replica, workload), return_exceptions=True)
     await eventually(lambda: not shop.processes())
+    await driver.stop(replica, 0)
 
 
 async def test_signals_of_a_terminal_do_not_reach_it(driver: ProcessDriver, shop: Shop) -> None:

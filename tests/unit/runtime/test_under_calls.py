@@ -1,5 +1,5 @@
 """Replacing, scaling and losing replicas while they are called all the time, with real processes
-and real callers. What can be promised is promised: no call is lost to a change that was asked for."""
+and real callers: no call is lost to a change that was asked for."""
 
 from __future__ import annotations
 

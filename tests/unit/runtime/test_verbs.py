@@ -218,7 +218,7 @@ async def test_deleting_takes_its_time_and_holds_up_nobody(runtime: Reconciler, 
     with pytest.raises(Conflict, match="w is being stopped; run it anew when it is gone"):
         await runtime.update("w", "micro", {})
     await deleting
-    assert shop.log()[-1] == "ended"
+    assert "ended" in shop.log()
 
 
 async def _state(runtime: Runtime, name: str, state: State) -> bool:
@@ -263,7 +263,7 @@ async def test_created_anew_while_it_is_being_deleted(runtime: Reconciler, shop:
     await deleting
     second = await until(runtime, "w", State.RUNNING)
     assert second.workload.command == SLEEP.command
-    assert shop.log()[-1] == "ended"
+    assert "ended" in shop.log()
     assert await shop.here.store.keys(table="runtime") == ["workload/micro/w"]
 
 
