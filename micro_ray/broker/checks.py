@@ -13,11 +13,10 @@ from micro_ray.broker import (
     MAX_QUEUE,
     MAX_TOPIC,
     Limits,
-    Message,
 )
 from micro_ray.errors import BadRequest, TooLarge
 
-__all__ = ["matches", "message", "name", "subscription", "topic"]
+__all__ = ["MAX_PREFIX", "content", "matches", "name", "subscription", "target", "topic"]
 
 #: Longest first word of subjects.
 MAX_PREFIX = 63
@@ -76,12 +75,14 @@ def subscription(pattern: str, queue: str, namespace: str) -> None:
     name("namespace", namespace, MAX_NAMESPACE)
 
 
-def message(
-    where: str, body: bytes, headers: Mapping[str, str] | None, namespace: str, limits: Limits
-) -> Message:
-    """The message, if it can be sent."""
+def target(where: str, namespace: str) -> None:
+    """Where a message goes."""
     topic(where)
     name("namespace", namespace, MAX_NAMESPACE)
+
+
+def content(body: bytes, headers: Mapping[str, str] | None, limits: Limits) -> None:
+    """What it says."""
     if not isinstance(body, bytes):
         raise BadRequest("broker", f"body is {type(body).__name__}; bytes are sent")
     if len(body) > limits.message:
@@ -90,7 +91,6 @@ def message(
         )
     if headers:
         _headers(headers)
-    return Message(topic=where, body=body, headers=dict(headers) if headers else {})
 
 
 def _headers(headers: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from micro_ray.broker import DEFAULT, Broker, Limits, Subscription, checks
+from micro_ray.broker import DEFAULT, Broker, Limits, Message, Subscription, checks
 from micro_ray.broker.waiting import Queue, Reader, Spaces
 from micro_ray.errors import Unavailable
 
@@ -42,11 +42,13 @@ class MemoryBroker(Broker):
         headers: Mapping[str, str] | None = None,
         namespace: str = DEFAULT,
     ) -> None:
-        message = checks.message(topic, body, headers, namespace, self._limits)
+        checks.target(topic, namespace)
+        checks.content(body, headers, self._limits)
         await self.check()
         table = self._tables.get(namespace)
         if table is None:
             return
+        message = Message(topic=topic, body=body, headers=dict(headers) if headers else {})
         crowded = False
         for queue in table.receivers(topic, self._rand):
             queue.put(message)

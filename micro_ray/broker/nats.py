@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import random
 import ssl
@@ -23,10 +22,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import nats.errors
-from nats.aio.msg import Msg
 
 from micro_ray.broker import DEFAULT, Broker, Limits, Message, Subscription, checks
-from micro_ray.broker.nats_client import GuardedClient
+from micro_ray.broker.nats_client import GuardedClient, Taker
 from micro_ray.broker.nats_url import Place
 from micro_ray.broker.waiting import Queue, Reader, Spaces
 from micro_ray.errors import MicroError, TooLarge, Unavailable
@@ -44,8 +42,8 @@ PING = 2.0
 AGAIN, CONNECT, CLOSE = 0.2, 2.0, 1.0
 #: Reasons that are logged of one time without a connection, each once.
 REASONS = 10
-#: Messages and bytes that nats-py holds per subscription until they are taken over here.
-PENDING, PENDING_BYTES = 65_536, 16 * 2**20
+#: Subjects of topics that are remembered.
+SUBJECTS = 4096
 
 
 class NatsBroker(Broker):
@@ -69,6 +67,7 @@ class NatsBroker(Broker):
         self._tls = tls
         self._patience = patience
         self._spaces = Spaces(self._limits)
+        self._subjects: dict[tuple[str, str], str] = {}
         self._readers: dict[Queue, Reader] = {}
         self._client: GuardedClient | None = None
         #: The subscriptions of the present client.
@@ -107,7 +106,8 @@ class NatsBroker(Broker):
         headers: Mapping[str, str] | None = None,
         namespace: str = DEFAULT,
     ) -> None:
-        checks.message(topic, body, headers, namespace, self._limits)
+        subject = self._subjects.get((namespace, topic)) or self._checked(namespace, topic)
+        checks.content(body, headers, self._limits)
         client = self._client if self._client is not None else await self._ready()
         size = len(body)
         if headers:
@@ -120,7 +120,7 @@ class NatsBroker(Broker):
             )
         given = dict(headers) if headers else None
         try:
-            await client.publish(self._subject(namespace, topic), body, headers=given)
+            await client.publish(subject, body, headers=given)
         except (nats.errors.Error, OSError) as error:
             raise self._unavailable(error) from None
 
@@ -157,6 +157,14 @@ class NatsBroker(Broker):
         if native is not None:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await native.unsubscribe()
+
+    def _checked(self, namespace: str, topic: str) -> str:
+        """The subject of a topic that may be one; it is remembered."""
+        checks.target(topic, namespace)
+        if len(self._subjects) >= SUBJECTS:
+            self._subjects.clear()
+        self._subjects[namespace, topic] = subject = self._subject(namespace, topic)
+        return subject
 
     def _subject(self, namespace: str, topic: str) -> str:
         return f"{self._prefix}{namespace.replace('.', '=')}.{topic}"
@@ -208,10 +216,7 @@ class NatsBroker(Broker):
         """Connect to one of the servers, however long that takes."""
 
         async def failed(error: Exception) -> None:
-            if isinstance(error, nats.errors.SlowConsumerError):
-                self._lost(error)
-            else:
-                self._waiting(error)
+            self._waiting(error)
 
         async def disconnected() -> None:
             self._up.clear()
@@ -253,22 +258,11 @@ class NatsBroker(Broker):
         async with self._joining:
             for queue, reader in list(self._readers.items()):
                 if queue not in self._native and client is self._client:
-                    self._native[queue] = await client.subscribe(
+                    self._native[queue] = await client.listen(
                         self._subject(reader.namespace, reader.topic),
-                        queue=reader.queue,
-                        cb=functools.partial(self._deliver, queue, len(reader.namespace)),
-                        pending_msgs_limit=PENDING,
-                        pending_bytes_limit=PENDING_BYTES,
+                        reader.queue,
+                        _taker(queue, len(self._prefix) + len(reader.namespace) + 1),
                     )
-
-    async def _deliver(self, queue: Queue, namespace: int, message: Msg) -> None:
-        topic = message.subject[len(self._prefix) + namespace + 1 :]
-        queue.put(Message(topic=topic, body=message.data, headers=message.headers or {}))
-
-    def _lost(self, error: nats.errors.SlowConsumerError) -> None:
-        for queue, native in self._native.items():
-            if native is error.sub:
-                queue.lost(1)
 
     def _connected(self) -> None:
         client = self._client
@@ -283,6 +277,15 @@ class NatsBroker(Broker):
         if why not in self._said and len(self._said) < REASONS:
             self._said.add(why)
             log.warning("waiting for NATS at %s: %s", self._place, why)
+
+
+def _taker(queue: Queue, start: int) -> Taker:
+    """Puts messages into a queue; topics are what subjects have from ``start`` on."""
+
+    def take(subject: bytes, body: bytes, headers: Mapping[str, str] | None) -> None:
+        queue.put(Message(topic=subject[start:].decode(), body=body, headers=headers or {}))
+
+    return take
 
 
 def _words(error: BaseException) -> str:

@@ -115,10 +115,6 @@ class Queue:
         self._dropped += 1 + message.dropped
         self._give(cost)
 
-    def lost(self, count: int) -> None:
-        """Count what was lost before it came here."""
-        self._dropped += count
-
     def _give(self, cost: int) -> None:
         self.size -= cost
         self._space.size -= cost

@@ -76,13 +76,6 @@ async def test_one_whose_last_is_taken_tells_with_the_next() -> None:
     assert await rest(slow) == [(b"2", 1)]
 
 
-async def test_what_was_lost_before_it_came() -> None:
-    queue = spaces().enter("n")
-    queue.lost(3)
-    fill(queue, b"0", b"1")
-    assert await rest(queue) == [(b"0", 3), (b"1", 0)]
-
-
 async def test_how_many() -> None:
     held = spaces(subscriptions=1)
     one = held.enter("n")
