@@ -40,6 +40,8 @@ PING = 2.0
 #: Seconds before a server is tried again; those that a connection may take to be made, and to be
 #: closed.
 AGAIN, CONNECT, CLOSE = 0.2, 2.0, 1.0
+#: Seconds that a server has at least to confirm a subscription.
+CONFIRM = 1.0
 #: Reasons that are logged of one time without a connection, each once.
 REASONS = 10
 #: Subjects of topics that are remembered.
@@ -130,7 +132,7 @@ class NatsBroker(Broker):
     async def enter(self, reader: Reader) -> Queue:
         """Begin a subscription: it is in force when the server has confirmed it."""
         checks.subscription(reader.topic, reader.queue, reader.namespace)
-        end = time.monotonic() + self._patience
+        end = time.monotonic() + max(self._patience, CONFIRM)
         client = await self._ready()
         queue = self._spaces.enter(reader.namespace)
         self._readers[queue] = reader
@@ -143,8 +145,9 @@ class NatsBroker(Broker):
                     if time.monotonic() >= end:
                         raise self._unavailable(error) from None
                 else:
-                    return queue
-                client = await self._ready(end - time.monotonic())
+                    if self._up.is_set():  # without a connection, nothing is confirmed
+                        return queue
+                client = await self._ready(max(0.0, end - time.monotonic()))
         except BaseException:
             await self.leave(reader, queue)
             raise
