@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "profile", "routes", "startup")
+NAMES = ("frames", "http", "profile", "routes", "broker", "startup")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from micro_ray.actors.backends import broker
 from micro_ray.errors import BadRequest, Conflict, Unavailable
 from micro_ray.settings import Settings
 
@@ -135,6 +136,7 @@ def _check(settings: Settings) -> None:
         raise BadRequest(
             "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
         )
+    broker(settings)
 
 
 def _free(host: str, port: int, name: str) -> None:

@@ -26,6 +26,7 @@ from micro_ray.errors import BadRequest
 __all__ = [
     "Api",
     "Bootstrap",
+    "Broker",
     "Network",
     "Pools",
     "Ray",
@@ -56,6 +57,12 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "registry.ttl": (1, 3_600),
     "store.max_value": (1, 2**30),
     "store.max_key": (1, 65_536),
+    "broker.max_message": (1, 8 * 2**20),
+    "broker.max_subscriptions": (1, 100_000),
+    "broker.max_waiting": (1, 2**20),
+    "broker.max_waiting_bytes": (1024, 2**30),
+    "broker.max_namespace_bytes": (1024, 2**36),
+    "broker.patience": (0, 60),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -69,6 +76,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.router": (1, 64),
     "pools.network": (1, 64),
     "pools.store": (1, 64),
+    "pools.broker": (1, 64),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -129,6 +137,29 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """``url``: ``memory://``, ``nats://user:password@a:4222,b:4222`` or ``tls://...``; ``prefix``
+    is the first word of the subjects there, ``tls_...`` are files (blank: what the system trusts).
+
+    ``max_message`` are bytes of a body. Each namespace has ``max_subscriptions`` at each member;
+    for one that does not read wait ``max_waiting`` messages and ``max_waiting_bytes``, for all of
+    a namespace ``max_namespace_bytes``. ``patience``: seconds that a verb waits for NATS.
+    """
+
+    url: str = "memory://"
+    prefix: str = "micro"
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    max_message: int = 1_000_000
+    max_subscriptions: int = 1000
+    max_waiting: int = 10_000
+    max_waiting_bytes: int = 8 * 2**20
+    max_namespace_bytes: int = 64 * 2**20
+    patience: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again."""
@@ -152,13 +183,14 @@ class Wire:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """How many actors each platform service has. Memory registries hold their state in one
-    process, so that pool is one; everything else may be larger."""
+    """How many actors each platform service has. A registry or a broker in memory is one process,
+    so that pool is one; everything else may be larger."""
 
     registry: int = 1
     router: int = 2
     network: int = 1
     store: int = 2
+    broker: int = 1
     runtime: int = 1
 
 
@@ -201,6 +233,7 @@ class Settings:
     api: Api = Api()
     registry: Registry = Registry()
     store: Store = Store()
+    broker: Broker = Broker()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()
@@ -267,6 +300,10 @@ def _settle(settings: Settings) -> Settings:
     if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):
         raise BadRequest(
             "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
+        )
+    if settings.pools.broker > 1 and settings.broker.url.startswith("memory:"):
+        raise BadRequest(
+            "settings", "broker.url memory:// lives in one process: set pools.broker to 1"
         )
     return settings
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from micro_ray.broker import Broker, Limits
+from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import BadRequest
 from micro_ray.registry import Registry
 from micro_ray.registry.memory import MemoryRegistry
@@ -15,7 +17,7 @@ from micro_ray.store import Store
 from micro_ray.store.memory import MemoryStore
 from micro_ray.store.sqlite import SqliteStore
 
-__all__ = ["open_registry", "open_store"]
+__all__ = ["broker", "open_broker", "open_registry", "open_store"]
 
 
 @asynccontextmanager
@@ -50,3 +52,34 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         )
     async with store:
         yield store
+
+
+@asynccontextmanager
+async def open_broker(settings: Settings) -> AsyncIterator[Broker]:
+    """``memory://`` (one actor only), ``nats://...`` or ``tls://...``."""
+    async with broker(settings) as opened:
+        yield opened
+
+
+def broker(settings: Settings) -> Broker:
+    """The broker that the settings name, not yet entered. Raises BadRequest."""
+    given = settings.broker
+    limits = Limits(
+        message=given.max_message,
+        subscriptions=given.max_subscriptions,
+        waiting=given.max_waiting,
+        waiting_bytes=given.max_waiting_bytes,
+        namespace_bytes=given.max_namespace_bytes,
+    )
+    if given.url == "memory://":
+        return MemoryBroker(limits=limits)
+    if given.url.startswith("memory:"):
+        raise BadRequest("settings", "broker.url: nothing follows memory://")
+    # Late: a platform without NATS need not load its client.
+    from micro_ray.broker.nats import NatsBroker
+    from micro_ray.broker.nats_url import parse, tls_context
+
+    place = parse(given.url)
+    files = (given.tls_ca, given.tls_cert, given.tls_key)
+    tls = tls_context(*files) if place.tls or any(files) else None
+    return NatsBroker(place, prefix=given.prefix, limits=limits, tls=tls, patience=given.patience)

@@ -34,6 +34,8 @@ COMMANDS = {
     "call": ("call", "Call an endpoint"),
     "stream": ("call", "Call a streaming endpoint"),
     "store": ("store", "Read and write records"),
+    "publish": ("broker", "Send a message to a topic"),
+    "subscribe": ("broker", "Print the messages of a topic"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),

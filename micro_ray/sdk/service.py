@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import micro_ray
+from micro_ray.broker import Broker
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
@@ -172,6 +173,13 @@ class Service:
         from micro_ray.wire.store import RemoteStore
 
         return RemoteStore(self.client, table=self.name)
+
+    @property
+    def broker(self) -> Broker:
+        """The broker, in the namespace of the call being served. Raises as :attr:`client`."""
+        from micro_ray.wire.broker import RemoteBroker
+
+        return RemoteBroker(self.client)
 
     @property
     def in_flight(self) -> int:

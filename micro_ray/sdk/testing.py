@@ -1,5 +1,5 @@
-"""A whole platform inside one process, for the tests of services: registry, router, network and a
-store in memory over real frames, up in well under a second, no Ray.
+"""A whole platform inside one process, for the tests of services: registry, router, network, store
+and broker in memory over real frames, up in well under a second, no Ray.
 
 In async tests::
 
@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import Unavailable
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
@@ -34,6 +35,7 @@ from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.service import Service
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
+from micro_ray.wire import broker as broker_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
@@ -57,6 +59,7 @@ class Here:
         self.bootstrap = bootstrap
         self.client = AsyncClient(bootstrap)
         self.store = MemoryStore()
+        self.broker = MemoryBroker()
         self.registry = MemoryRegistry()
         self._stack = stack
 
@@ -105,7 +108,7 @@ class Here:
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network and store, each on its socket in a folder of its own."""
+    """Registry, router, network, store and broker, each on its socket in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -125,10 +128,13 @@ async def platform() -> AsyncIterator[Here]:
             router = await stack.enter_async_context(Router(remote))
             await here.host("router", router_face.endpoints(router), socket_name="router-0")
             await here.host("store", store_face.endpoints(here.store), socket_name="store-0")
+            await here.host("broker", broker_face.endpoints(here.broker), socket_name="broker-0")
+            stack.push_async_callback(here.broker.close)
             await stack.enter_async_context(here.client)
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
-            await here.known("store")
+            for name in ("store", "broker"):
+                await here.known(name)
             # At the end the registry goes first, once all services have left: nobody is to be told
             # that the others go.
             stack.push_async_callback(registry.close)

@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from micro_ray.broker import Broker
 from micro_ray.registry import Registry
 from micro_ray.store import Store
-from tests.fixtures import registries
+from tests.fixtures import brokers, registries
+from tests.fixtures.nats import NatsServer
+from tests.fixtures.nats import server as nats
 from tests.fixtures.stores import OPENERS, Clock
 
 
@@ -39,3 +43,24 @@ async def registry(
     with tempfile.TemporaryDirectory(prefix="rg-") as folder:
         async with registries.OPENERS[request.param](Path(folder), ticks) as opened:
             yield opened
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats_server() -> AsyncIterator[NatsServer]:
+    """One for all tests that leave it as it is."""
+    async with nats() as up:
+        yield up
+
+
+@pytest.fixture(params=sorted(brokers.OPENERS))
+async def subject(
+    request: pytest.FixtureRequest, nats_server: NatsServer
+) -> AsyncIterator[brokers.Subject]:
+    with tempfile.TemporaryDirectory(prefix="br-") as folder:
+        async with brokers.OPENERS[request.param](nats_server, Path(folder)) as opened:
+            yield opened
+
+
+@pytest.fixture
+def broker(subject: brokers.Subject) -> Broker:
+    return subject.broker

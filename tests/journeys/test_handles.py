@@ -14,7 +14,8 @@ def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver)
     printed = driver(
         server,
         """
-        for name in ("registry", "router", "router-1", "store", "store-1", "network", "runtime"):
+        for name in ("registry", "router", "router-1", "store", "store-1", "broker", "network",
+                     "runtime"):
             actor = ray.get_actor(name, namespace="micro")
             said = ray.get(actor.ping.remote())
             index = int(name.partition("-")[2] or 0)
@@ -58,6 +59,31 @@ def test_the_store_by_handle(server: Server, driver: Driver) -> None:
             ray.get(two.read.remote("k", **place))
         except NotFound as error:
             assert (error.code, error.status, error.retry_after) == (404, "Not Found", None)
+        else:
+            raise AssertionError
+        print("good")
+        """,
+    )
+    assert printed == "good\n"
+
+
+def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
+    printed = driver(
+        server,
+        """
+        from micro_ray.errors import BadRequest
+
+        broker = ray.get_actor("broker", namespace="micro")
+        listening = broker.subscribe.remote("handles.*", limit=2)
+        while not ray.wait([listening], timeout=0.05)[0]:
+            ray.get(broker.publish.remote("handles.a", b"\\x00v", headers={"k": "v"}))
+        one, two = ray.get(listening)
+        assert (one.topic, one.body, one.headers) == ("handles.a", b"\\x00v", {"k": "v"})
+        assert ray.get(broker.subscribe.remote("handles.b", timeout=0.1)) == []
+        try:
+            ray.get(broker.publish.remote("handles.*", b""))
+        except BadRequest as error:
+            assert "subscribers" in error.detail
         else:
             raise AssertionError
         print("good")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from micro_ray.broker import Limits as BrokerLimits
 from micro_ray.errors import BadRequest
 from micro_ray.settings import (
     CHOICES,
@@ -137,7 +138,7 @@ def test_every_setting_comes_from_file_environment_and_command_line(
     if isinstance(default, int | float):
         low, high = RANGES.get(name, (0, 10))
         value: Any = type(default)(min(low + 2, high) if default != low + 2 else low + 3)
-        if name in ("wire.max_message", "pools.registry"):
+        if name in ("wire.max_message", "pools.registry", "pools.broker"):
             value = default
         text, written = str(value), str(value)
     elif isinstance(default, tuple):
@@ -171,6 +172,9 @@ NUMBERS = {
     "wire.max_header": ["65537"],
     "wire.keepalive": ["0", "inf"],
     "pools.store": ["0", "65"],
+    "broker.max_message": ["0", "8388609"],
+    "broker.max_subscriptions": ["0", "100001"],
+    "broker.patience": ["-1", "61"],
     "runtime.max_replicas": ["0"],
     "anchor": ["-1"],
     "ray.num_cpus": ["-1", "nan"],
@@ -318,6 +322,16 @@ def test_settings_that_do_not_go_together() -> None:
     refused("set pools.registry to 1", pools__registry=2)
     environ = {"MICRO_REGISTRY_URL": "etcd://x", "MICRO_POOLS_REGISTRY": "3"}
     assert load(environ).pools.registry == 3
+    refused("set pools.broker to 1", pools__broker=2)
+    environ = {"MICRO_BROKER_URL": "nats://x", "MICRO_POOLS_BROKER": "3"}
+    assert load(environ).pools.broker == 3
+
+
+def test_the_limits_of_the_broker_are_those_of_the_interface() -> None:
+    """What a broker without settings allows is what the settings' defaults do."""
+    broker, limits = Settings().broker, BrokerLimits()
+    for item in fields(limits):
+        assert getattr(limits, item.name) == getattr(broker, f"max_{item.name}")
 
 
 def test_the_limits_of_frames_are_those_of_the_wire() -> None:

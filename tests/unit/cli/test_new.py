@@ -87,7 +87,7 @@ async def test_names_that_are_none(lonely: Terminal, here_folder: Path, name: st
     assert not os.listdir(here_folder)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "registry", "runtime", "api"])
+@pytest.mark.parametrize("name", [*COMMANDS, "registry", "broker", "runtime", "api"])
 async def test_names_that_micro_has(lonely: Terminal, here_folder: Path, name: str) -> None:
     """A service of such a name could not be called from the terminal."""
     done = await lonely.inside("new", name)

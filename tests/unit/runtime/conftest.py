@@ -123,7 +123,9 @@ class Shop:
     def left(self) -> set[str]:
         """What replicas have left in folders of the living."""
         sockets = {p.name for p in self.here.bootstrap.run.iterdir()}
-        platform = {f"{n}-0.sock" for n in ("registry", "router", "store", "network", "runtime")}
+        platform = {
+            f"{n}-0.sock" for n in ("registry", "router", "store", "broker", "network", "runtime")
+        }
         status = self.state / "processes"
         return (sockets - platform) | {p.name for p in status.glob("*")}
 

@@ -1,0 +1,92 @@
+"""Where NATS is, and how a platform comes in: the URL of the setting ``broker.url``.
+
+``nats://user:password@a:4222,b:4222,c``; ``tls://`` for servers whose certificate is checked and
+from which nothing is taken in clear; a user without a password is a token. What is not a letter,
+digit or ``-._~`` in them is percent-encoded.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from micro_ray.errors import BadRequest
+
+__all__ = ["Place", "parse", "tls_context"]
+
+PORT = 4222
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:(\d{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """``servers`` are ``host:port``. What is secret is not shown."""
+
+    servers: tuple[str, ...]
+    tls: bool = False
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return ", ".join(self.servers)
+
+
+def parse(url: str) -> Place:
+    """Raises BadRequest that says what is wrong, without what is secret."""
+    scheme, sign, rest = url.partition("://")
+    if not sign or scheme not in ("nats", "tls"):
+        raise _bad(f"scheme {scheme[:20]!r} is not nats or tls" if sign else "it has no '://'")
+    known, at, hosts = rest.rpartition("@")
+    hosts = hosts.rstrip("/")
+    servers = tuple(_server(host.strip()) for host in hosts.split(","))
+    user, colon, password = known.partition(":")
+    user, password = unquote(user), unquote(password)
+    if at and not user:
+        raise _bad("there is '@', but no user before it")
+    return Place(
+        servers=servers,
+        tls=scheme == "tls",
+        user=user if colon else "",
+        password=password,
+        token="" if colon else user,
+    )
+
+
+def _server(text: str) -> str:
+    found = _HOST.fullmatch(text)
+    if not text or found is None:
+        # What follows a colon may be a password whose '@' was forgotten.
+        shown = text.partition(":")[0][:80]
+        raise _bad(f"server {shown!r} is not like host:port" if text else "a server is missing")
+    port = int(found[4] or PORT)
+    if not 0 < port < 65536:
+        raise _bad(f"server {found[1]!r} has no port from 1 to 65535")
+    return f"{found[1]}:{port}"
+
+
+def _bad(why: str) -> BadRequest:
+    return BadRequest(
+        "settings",
+        f"broker.url: {why}; write nats://user:password@host:4222,host:4222, or tls://...",
+    )
+
+
+def tls_context(authority: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:
+    """What the servers' certificates are checked against (a file; blank: what the system trusts),
+    and the certificate to show them. Raises BadRequest that names the setting."""
+    try:
+        context = ssl.create_default_context(cafile=authority or None)
+    except (OSError, ValueError) as error:
+        raise BadRequest("settings", f"broker.tls_ca: {authority}: {error}") from None
+    if certificate or key:
+        try:
+            context.load_cert_chain(certificate, key or None)
+        except (OSError, ValueError) as error:
+            raise BadRequest(
+                "settings", f"broker.tls_cert, broker.tls_key: {certificate}, {key}: {error}"
+            ) from None
+    return context
