@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from micro_ray.errors import InternalError, MicroError, NotFound, Unavailable
+from micro_ray.sqlite import failure
 from micro_ray.store import (
     DEFAULT,
     MAX_KEYS,
@@ -34,7 +35,7 @@ from micro_ray.store import (
     Store,
     checks,
 )
-from micro_ray.store.sqlite_file import File, failure
+from micro_ray.store.sqlite_file import File
 from micro_ray.store.sqlite_rows import Row
 
 __all__ = ["SqliteStore"]
@@ -320,7 +321,7 @@ class SqliteStore(Store):
 
 async def _on_disk(path: Path, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """In a thread, with errors that name the path."""
-    with failure(path):
+    with failure(path, "store"):
         return await asyncio.to_thread(do, *args, **kwargs)
 
 
