@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from micro_ray.events import Events
 from micro_ray.registry import Registry
 from micro_ray.store import Store
+from tests.fixtures import events as event_ways
 from tests.fixtures import registries
 from tests.fixtures.stores import OPENERS, Clock
 
@@ -38,4 +40,11 @@ async def registry(
 ) -> AsyncIterator[Registry]:
     with tempfile.TemporaryDirectory(prefix="rg-") as folder:
         async with registries.OPENERS[request.param](Path(folder), ticks) as opened:
+            yield opened
+
+
+@pytest.fixture(params=sorted(event_ways.OPENERS))
+async def events(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Events]:
+    with tempfile.TemporaryDirectory(prefix="ev-") as folder:
+        async with event_ways.OPENERS[request.param](Path(folder), clock) as opened:
             yield opened
