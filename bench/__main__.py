@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "routes", "startup")
+NAMES = ("events", "frames", "http", "routes", "startup")
 
 
 def main() -> None:

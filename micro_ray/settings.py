@@ -26,6 +26,7 @@ from micro_ray.errors import BadRequest
 __all__ = [
     "Api",
     "Bootstrap",
+    "Events",
     "Network",
     "Pools",
     "Ray",
@@ -56,6 +57,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "registry.ttl": (1, 3_600),
     "store.max_value": (1, 2**30),
     "store.max_key": (1, 65_536),
+    "events.ttl": (0, 10**9),
+    "events.max_size": (0, 2**50),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -69,6 +72,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.router": (1, 64),
     "pools.network": (1, 64),
     "pools.store": (1, 64),
+    "pools.events": (1, 64),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -129,6 +133,17 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """``url``: ``sqlite:///path`` (blank path: ``<state>/events``). ``ttl`` in seconds and
+    ``max_size`` in bytes are what a topic keeps that has no retention of its own (0: for ever, any
+    amount)."""
+
+    url: str = "sqlite://"
+    ttl: float = 7 * 86_400.0
+    max_size: int = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again."""
@@ -159,6 +174,7 @@ class Pools:
     router: int = 2
     network: int = 1
     store: int = 2
+    events: int = 2
     runtime: int = 1
 
 
@@ -201,6 +217,7 @@ class Settings:
     api: Api = Api()
     registry: Registry = Registry()
     store: Store = Store()
+    events: Events = Events()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()

@@ -29,6 +29,7 @@ NOUNS = {
     "router": (None, ["derive"], "RouterActor", "network", "router"),  # derived: values only
     "network": ("Peer", ["network"], "NetworkActor", "network", "network"),
     "store": ("Store", ["memory", "sqlite"], "StoreActor", "store", "test_store.py"),
+    "events": ("Events", ["sqlite"], "EventsActor", "events", "test_events.py"),
     "runtime": ("Runtime", ["ray", "process"], "RuntimeActor", "runtime", "runtime"),
 }
 

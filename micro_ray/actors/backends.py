@@ -8,6 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from micro_ray.errors import BadRequest
+from micro_ray.events import Events
+from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.registry import Registry
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.settings import Settings
@@ -15,7 +17,7 @@ from micro_ray.store import Store
 from micro_ray.store.memory import MemoryStore
 from micro_ray.store.sqlite import SqliteStore
 
-__all__ = ["open_registry", "open_store"]
+__all__ = ["open_events", "open_registry", "open_store"]
 
 
 @asynccontextmanager
@@ -50,3 +52,17 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         )
     async with store:
         yield store
+
+
+@asynccontextmanager
+async def open_events(settings: Settings) -> AsyncIterator[Events]:
+    """``sqlite:///folder`` (blank: ``<state>/events``)."""
+    url = urlsplit(settings.events.url)
+    if url.scheme != "sqlite":
+        raise BadRequest("settings", f"events.url: {settings.events.url!r} is not sqlite:///path")
+    folder = Path(url.path) if url.path.strip("/") else settings.state / "events"
+    events = SqliteEvents(
+        folder, ttl=settings.events.ttl or None, max_size=settings.events.max_size or None
+    )
+    async with events:
+        yield events

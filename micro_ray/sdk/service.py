@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
+from micro_ray.sdk.events import ServiceEvents
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
@@ -42,6 +43,7 @@ class Service:
     ``name`` is of lower-case letters, digits, dashes and dots. The function ``call`` is served as
     ``Helloworld.Call``; see :mod:`micro_ray.wire.endpoints` for what signatures may be.
     ``client`` calls other services, with the deadline and trace of the call being served.
+    ``events`` publishes and handles events: ``@service.events.on("orders")``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Service:
         if description:
             self.metadata["description"] = description
         self.logger = logging.getLogger(name)
+        self.events = ServiceEvents(name, lambda: self.client)
         self._endpoints = Endpoints(name)
         self._start: list[Hook] = []
         self._stop: list[Hook] = []
@@ -168,6 +171,7 @@ class Service:
                 raise Unavailable(
                     self.name, f"no registry answers at {', '.join(boot.registry)}"
                 ) from None
+            await self._stack.enter_async_context(self.events.running())
         except BaseException:
             await self.stop()
             raise

@@ -1,5 +1,5 @@
-"""A whole platform inside one process, for the tests of services: registry, router and a store in
-memory over real frames, up in well under a second, no Ray.
+"""A whole platform inside one process, for the tests of services: registry, router, a store in
+memory and events in a folder of its own over real frames, up in well under a second, no Ray.
 
 ::
 
@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router.derive import Router
@@ -26,6 +27,7 @@ from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.service import Service
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
+from micro_ray.wire import events as events_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
@@ -89,7 +91,7 @@ class Here:
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network and store, each on its socket in a folder of its own."""
+    """Registry, router, network, store and events, each on its socket in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -109,8 +111,11 @@ async def platform() -> AsyncIterator[Here]:
             router = await stack.enter_async_context(Router(remote))
             await here.host("router", router_face.endpoints(router), socket_name="router-0")
             await here.host("store", store_face.endpoints(here.store), socket_name="store-0")
+            events = await stack.enter_async_context(SqliteEvents(run / "events"))
+            await here.host("events", events_face.endpoints(events), socket_name="events-0")
             await stack.enter_async_context(here.client)
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
             await here.known("store")
+            await here.known("events")
             yield here

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from micro_ray.errors import MicroError
@@ -68,8 +70,8 @@ class _Acks:
 
 
 class RemoteEvents(Events):
-    """The interface over a caller. A publish is tried again on another node only when it was surely
-    not executed, or when it has an id. A consumer whose node dies is told by the error of its
+    """The interface over a caller. A publish has an id in any case, so it may be tried again on
+    another node and is taken once. A consumer whose node dies is told by the error of its
     stream; consuming again goes on with the group."""
 
     def __init__(self, caller: Caller) -> None:
@@ -100,16 +102,18 @@ class RemoteEvents(Events):
         namespace: str = DEFAULT,
     ) -> Published:
         text, encoding = to_text(payload)
+        made = "" if id else os.urandom(16).hex()
         request = {
             "topic": topic,
             "payload": text,
             "encoding": encoding,
             "metadata": dict(metadata or {}),
-            "id": id,
+            "id": id or made,
             "expected": expected,
         }
-        body = await self._call("Publish", request, namespace, safe=bool(id))
-        return from_json(body, Published, NAME)
+        body = await self._call("Publish", request, namespace, safe=True)
+        taken = from_json(body, Published, NAME)
+        return replace(taken, duplicate=False) if made else taken
 
     async def consume(
         self,

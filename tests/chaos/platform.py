@@ -18,6 +18,7 @@ VICTIMS: Mapping[str, int] = {
     "ray::RegistryActor": 1,
     "ray::RouterActor": 2,
     "ray::StoreActor": 2,
+    "ray::EventsActor": 2,
     "ray::NetworkActor": 1,
     "ray::RuntimeActor": 1,
     "ray::Replica": 3,
@@ -68,7 +69,7 @@ async def healthy(server: Server) -> bool:
 def held(server: Server) -> dict[int, Held]:
     """What each process holds, by pid."""
     tasks: dict[int, int] = {}
-    for service in ("registry", "router", "store", "network", "runtime", "helloworld"):
+    for service in ("registry", "router", "store", "events", "network", "runtime", "helloworld"):
         for row in json.loads(micro(server, "stats", service, "-o", "json")):
             tasks[row["pid"]] = row["tasks"]
     return {
