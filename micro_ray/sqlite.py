@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 from micro_ray.errors import InternalError, MicroError, Unavailable
 
-__all__ = ["Database", "failure"]
+__all__ = ["Database", "failure", "fsync_folder", "make_folder"]
 
 T = TypeVar("T")
 
@@ -241,3 +242,20 @@ def _to_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def make_folder(folder: Path) -> None:
+    """A folder and those above it, on disk when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Put on disk what is in a folder, by name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

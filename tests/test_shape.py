@@ -147,8 +147,10 @@ def test_a_peer_may_send_any_error() -> None:
 def test_decisions_have_a_revision_table() -> None:
     decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     assert decisions
-    for number, path in enumerate(decisions, 1):
-        assert path.name.startswith(f"{number:04d}-")
+    numbers = [path.name[:5] for path in decisions]
+    assert len(numbers) == len(set(numbers))
+    for number, path in zip(numbers, decisions, strict=True):
+        assert re.fullmatch(r"\d{4}-", number)
         assert "| revision | date | change |" in path.read_text()
 
 

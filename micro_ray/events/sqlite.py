@@ -38,7 +38,7 @@ from micro_ray.events import sqlite_groups as groups
 from micro_ray.events import sqlite_rows as rows
 from micro_ray.events.checks import Reading
 from micro_ray.events.sqlite_file import File
-from micro_ray.sqlite import failure
+from micro_ray.sqlite import failure, make_folder
 
 __all__ = ["SqliteEvents"]
 
@@ -69,7 +69,7 @@ class SqliteEvents(Events):
 
     async def __aenter__(self) -> SqliteEvents:
         with failure(self._folder, "events"):
-            await asyncio.to_thread(self._folder.mkdir, 0o700, True, True)
+            await asyncio.to_thread(make_folder, self._folder)
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from micro_ray.errors import InternalError, MicroError, NotFound, Unavailable
-from micro_ray.sqlite import failure
+from micro_ray.sqlite import failure, fsync_folder, make_folder
 from micro_ray.store import (
     DEFAULT,
     MAX_KEYS,
@@ -64,7 +64,7 @@ class SqliteStore(Store):
         self._closed = False
 
     async def __aenter__(self) -> SqliteStore:
-        await _on_disk(self._folder, _make, self._folder)
+        await _on_disk(self._folder, make_folder, self._folder)
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 
@@ -257,7 +257,7 @@ class SqliteStore(Store):
         checks.key(key)
         file = await self._file(namespace)
         folder = self._blob_folder(namespace)
-        await _on_disk(folder, _make, folder)
+        await _on_disk(folder, make_folder, folder)
         path = folder / os.urandom(16).hex()
         try:
             size = await _pour(path, chunks)
@@ -343,23 +343,7 @@ async def _pour(path: Path, chunks: AsyncIterable[bytes]) -> int:
 def _settle(out: BinaryIO, folder: Path) -> None:
     out.flush()
     os.fsync(out.fileno())
-    _fsync_folder(folder)
-
-
-def _make(folder: Path) -> None:
-    """A folder and those above it, on disk when this returns."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in missing:
-        _fsync_folder(path.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_folder(folder)
 
 
 def _older(folder: Path, before: float) -> list[Path]:
