@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("events", "frames", "http", "routes", "startup")
+NAMES = ("events", "frames", "http", "profile", "routes", "startup")
 
 
 def main() -> None:
