@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "profile", "routes", "broker", "startup")
+NAMES = ("broker", "events", "frames", "http", "profile", "routes", "startup")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Api",
     "Bootstrap",
     "Broker",
+    "Events",
     "Network",
     "Pools",
     "Ray",
@@ -63,6 +64,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "broker.max_waiting_bytes": (1024, 2**30),
     "broker.max_namespace_bytes": (1024, 2**36),
     "broker.patience": (0, 60),
+    "events.ttl": (0, 10**9),
+    "events.max_size": (0, 2**50),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -77,6 +80,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.network": (1, 64),
     "pools.store": (1, 64),
     "pools.broker": (1, 64),
+    "pools.events": (1, 64),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -160,6 +164,17 @@ class Broker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """``url``: ``sqlite:///path`` (blank path: ``<state>/events``). ``ttl`` in seconds and
+    ``max_size`` in bytes are what a topic keeps that has no retention of its own (0: for ever, any
+    amount)."""
+
+    url: str = "sqlite://"
+    ttl: float = 7 * 86_400.0
+    max_size: int = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again."""
@@ -191,6 +206,7 @@ class Pools:
     network: int = 1
     store: int = 2
     broker: int = 1
+    events: int = 2
     runtime: int = 1
 
 
@@ -234,6 +250,7 @@ class Settings:
     registry: Registry = Registry()
     store: Store = Store()
     broker: Broker = Broker()
+    events: Events = Events()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from micro_ray.broker import Broker, Limits
 from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import BadRequest
+from micro_ray.events import Events
+from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.registry import Registry
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.settings import Settings
@@ -17,7 +19,7 @@ from micro_ray.store import Store
 from micro_ray.store.memory import MemoryStore
 from micro_ray.store.sqlite import SqliteStore
 
-__all__ = ["broker", "open_broker", "open_registry", "open_store"]
+__all__ = ["broker", "open_broker", "open_events", "open_registry", "open_store"]
 
 
 @asynccontextmanager
@@ -83,3 +85,17 @@ def broker(settings: Settings) -> Broker:
     files = (given.tls_ca, given.tls_cert, given.tls_key)
     tls = tls_context(*files) if place.tls or any(files) else None
     return NatsBroker(place, prefix=given.prefix, limits=limits, tls=tls, patience=given.patience)
+
+
+@asynccontextmanager
+async def open_events(settings: Settings) -> AsyncIterator[Events]:
+    """``sqlite:///folder`` (blank: ``<state>/events``)."""
+    url = urlsplit(settings.events.url)
+    if url.scheme != "sqlite":
+        raise BadRequest("settings", f"events.url: {settings.events.url!r} is not sqlite:///path")
+    folder = Path(url.path) if url.path.strip("/") else settings.state / "events"
+    events = SqliteEvents(
+        folder, ttl=settings.events.ttl or None, max_size=settings.events.max_size or None
+    )
+    async with events:
+        yield events

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from micro_ray.actors.broker import BrokerActor
+from micro_ray.actors.events import EventsActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
 from micro_ray.actors.registry import RegistryActor
@@ -36,7 +37,15 @@ RAY_NAMESPACE = "micro"
 #: Every platform service that is a pool, in the order in which they are started.
 MEMBERS: Mapping[str, type[Member]] = {
     cls.service: cls
-    for cls in (RegistryActor, RouterActor, StoreActor, BrokerActor, NetworkActor, RuntimeActor)
+    for cls in (
+        RegistryActor,
+        RouterActor,
+        StoreActor,
+        BrokerActor,
+        EventsActor,
+        NetworkActor,
+        RuntimeActor,
+    )
 }
 
 #: Seconds between attempts to make a member whose constructor fails: first, and at most.

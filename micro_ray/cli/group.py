@@ -36,6 +36,7 @@ COMMANDS = {
     "store": ("store", "Read and write records"),
     "publish": ("broker", "Send a message to a topic"),
     "subscribe": ("broker", "Print the messages of a topic"),
+    "events": ("events", "Publish and consume events"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),

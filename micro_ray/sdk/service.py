@@ -19,6 +19,7 @@ import micro_ray
 from micro_ray.broker import Broker
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
+from micro_ray.sdk.events import ServiceEvents
 from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
@@ -55,6 +56,7 @@ class Service:
     ``name`` is of lower-case letters, digits, dashes and dots. The function ``call`` is served as
     ``Helloworld.Call``; see :mod:`micro_ray.wire.endpoints` for what signatures may be.
     ``client`` calls other services, with the deadline and trace of the call being served.
+    ``events`` publishes and handles events: ``@service.events.on("orders")``.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Service:
         if description:
             self.metadata["description"] = description
         self.logger = logging.getLogger(name)
+        self.events = ServiceEvents(name, lambda: self.client)
         self._endpoints = Endpoints(name)
         self._on_start: list[Hook] = []
         self._on_stop: list[Hook] = []
@@ -244,6 +247,7 @@ class Service:
                 f"no registry answers at {', '.join(boot.registry)}; "
                 "start the platform with `micro server`",
             ) from None
+        await life.stack.enter_async_context(self.events.running())
 
     async def stop(self) -> None:
         """Leave the registry, finish the calls in flight, run the stop hooks; a start that is under

@@ -1,5 +1,6 @@
 """A whole platform inside one process, for the tests of services: registry, router, network, store
-and broker in memory over real frames, up in well under a second, no Ray.
+and broker in memory and events in a folder of its own, over real frames, up in well under a second,
+no Ray.
 
 In async tests::
 
@@ -27,6 +28,7 @@ from typing import Any
 
 from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import Unavailable
+from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router.derive import Router
@@ -36,6 +38,7 @@ from micro_ray.sdk.service import Service
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
+from micro_ray.wire import events as events_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
@@ -108,7 +111,8 @@ class Here:
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network, store and broker, each on its socket in a folder of its own."""
+    """Registry, router, network, store, broker and events, each on its socket in a folder of its
+    own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -130,11 +134,16 @@ async def platform() -> AsyncIterator[Here]:
             await here.host("store", store_face.endpoints(here.store), socket_name="store-0")
             await here.host("broker", broker_face.endpoints(here.broker), socket_name="broker-0")
             stack.push_async_callback(here.broker.close)
+            events = await stack.enter_async_context(SqliteEvents(run / "events"))
+            await here.host("events", events_face.endpoints(events), socket_name="events-0")
             await stack.enter_async_context(here.client)
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
-            for name in ("store", "broker"):
+            for name in ("store", "broker", "events"):
                 await here.known(name)
+            # At the end the registry goes first, once all services have left: nobody is to be told
+            # that the others go.
+            stack.push_async_callback(registry.close)
             # At the end the registry goes first, once all services have left: nobody is to be told
             # that the others go.
             stack.push_async_callback(registry.close)

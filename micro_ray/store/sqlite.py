@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from micro_ray.errors import InternalError, MicroError, NotFound, Unavailable
+from micro_ray.sqlite import failure, fsync_folder, make_folder
 from micro_ray.store import (
     DEFAULT,
     MAX_KEYS,
@@ -34,7 +35,7 @@ from micro_ray.store import (
     Store,
     checks,
 )
-from micro_ray.store.sqlite_file import File, failure
+from micro_ray.store.sqlite_file import File
 from micro_ray.store.sqlite_rows import Row
 
 __all__ = ["SqliteStore"]
@@ -63,7 +64,7 @@ class SqliteStore(Store):
         self._closed = False
 
     async def __aenter__(self) -> SqliteStore:
-        await _on_disk(self._folder, _make, self._folder)
+        await _on_disk(self._folder, make_folder, self._folder)
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 
@@ -256,7 +257,7 @@ class SqliteStore(Store):
         checks.key(key)
         file = await self._file(namespace)
         folder = self._blob_folder(namespace)
-        await _on_disk(folder, _make, folder)
+        await _on_disk(folder, make_folder, folder)
         path = folder / os.urandom(16).hex()
         try:
             size = await _pour(path, chunks)
@@ -320,7 +321,7 @@ class SqliteStore(Store):
 
 async def _on_disk(path: Path, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """In a thread, with errors that name the path."""
-    with failure(path):
+    with failure(path, "store"):
         return await asyncio.to_thread(do, *args, **kwargs)
 
 
@@ -353,23 +354,7 @@ async def _opened(path: Path) -> BinaryIO:
 def _settle(out: BinaryIO, folder: Path) -> None:
     out.flush()
     os.fsync(out.fileno())
-    _fsync_folder(folder)
-
-
-def _make(folder: Path) -> None:
-    """A folder and those above it, on disk when this returns."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in missing:
-        _fsync_folder(path.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_folder(folder)
 
 
 def _older(folder: Path, before: float) -> list[Path]:

@@ -72,18 +72,19 @@ def to_text(value: bytes) -> tuple[str, str]:
     return base64.b64encode(value).decode(), "base64"
 
 
-def from_text(value: str, encoding: str) -> bytes:
+def from_text(value: str, encoding: str, where: str = "store") -> bytes:
+    """Raises BadRequest of the service ``where``."""
     if encoding == "text":
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise BadRequest("store", "value is not valid Unicode; send it as base64") from None
+            raise BadRequest(where, "value is not valid Unicode; send it as base64") from None
     if encoding != "base64":
-        raise BadRequest("store", f"encoding {encoding!r} is neither 'text' nor 'base64'")
+        raise BadRequest(where, f"encoding {encoding!r} is neither 'text' nor 'base64'")
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
-        raise BadRequest("store", f"value is not base64: {error}") from None
+        raise BadRequest(where, f"value is not base64: {error}") from None
 
 
 def to_wire(record: Record) -> WireRecord:

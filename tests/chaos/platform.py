@@ -19,6 +19,7 @@ VICTIMS: Mapping[str, int] = {
     "ray::RouterActor": 2,
     "ray::StoreActor": 2,
     "ray::BrokerActor": 1,
+    "ray::EventsActor": 2,
     "ray::NetworkActor": 1,
     "ray::RuntimeActor": 1,
     "ray::Replica": 3,
@@ -69,7 +70,9 @@ async def healthy(server: Server) -> bool:
 def held(server: Server) -> dict[int, Held]:
     """What each process holds, by pid."""
     tasks: dict[int, int] = {}
-    for service in ("registry", "router", "store", "broker", "network", "runtime", "helloworld"):
+    for service in (
+        "registry", "router", "store", "broker", "events", "network", "runtime", "helloworld",
+    ):  # fmt: skip
         for row in json.loads(micro(server, "stats", service, "-o", "json")):
             tasks[row["pid"]] = row["tasks"]
     return {

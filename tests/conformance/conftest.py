@@ -10,9 +10,11 @@ import pytest
 import pytest_asyncio
 
 from micro_ray.broker import Broker
+from micro_ray.events import Events
 from micro_ray.registry import Registry
 from micro_ray.store import Store
 from tests.fixtures import brokers, registries
+from tests.fixtures import events as event_ways
 from tests.fixtures.nats import NatsServer
 from tests.fixtures.nats import server as nats
 from tests.fixtures.stores import OPENERS, Clock
@@ -64,3 +66,10 @@ async def subject(
 @pytest.fixture
 def broker(subject: brokers.Subject) -> Broker:
     return subject.broker
+
+
+@pytest.fixture(params=sorted(event_ways.OPENERS))
+async def events(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Events]:
+    with tempfile.TemporaryDirectory(prefix="ev-") as folder:
+        async with event_ways.OPENERS[request.param](Path(folder), clock) as opened:
+            yield opened

@@ -14,8 +14,10 @@ def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver)
     printed = driver(
         server,
         """
-        for name in ("registry", "router", "router-1", "store", "store-1", "broker", "network",
-                     "runtime"):
+        for name in (
+            "registry", "router", "router-1", "store", "store-1", "broker", "events", "events-1",
+            "network", "runtime",
+        ):
             actor = ray.get_actor(name, namespace="micro")
             said = ray.get(actor.ping.remote())
             index = int(name.partition("-")[2] or 0)
@@ -86,6 +88,46 @@ def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
             assert "subscribers" in error.detail
         else:
             raise AssertionError
+def test_events_by_handle(server: Server, driver: Driver) -> None:
+    """What one actor takes the other gives, and either settles."""
+    printed = driver(
+        server,
+        """
+        from micro_ray.errors import Conflict, NotFound
+
+        one = ray.get_actor("events", namespace="micro")
+        two = ray.get_actor("events-1", namespace="micro")
+        topic, place = "handles", {"start": "beginning", "retry_limit": 0}
+        assert ray.get(one.publish.remote(topic, b"\\x00e", id="x")).sequence == 1
+        assert ray.get(two.publish.remote(topic, b"", id="x")).duplicate
+        try:
+            ray.get(two.publish.remote(topic, b"", expected=0))
+        except Conflict as error:
+            assert error.code == 409 and error.id == "events", error
+        else:
+            raise AssertionError
+        assert [e.payload for e in ray.get(two.read.remote(topic))] == [b"\\x00e"]
+        (given,) = ray.get(two.fetch.remote(topic, "g", limit=5, **place))
+        assert ray.get(one.fetch.remote(topic, "g", limit=5, **place)) == []
+        assert ray.get(one.progress.remote(given.token)) == 1
+        assert ray.get(one.nack.remote(given.token)) == 1
+        (letter,) = ray.get(two.dead.remote(topic, "g"))
+        assert letter.event == given.event
+        assert ray.get(one.requeue.remote(topic, "g")) == 1
+        (given,) = ray.get(one.fetch.remote(topic, "g", wait=5, **place))
+        assert ray.get(two.ack.remote(given.token)) == 1
+        (group,) = ray.get(two.groups.remote(topic))
+        assert (group.name, group.pending, group.dead) == ("g", 0, 0)
+        try:
+            ray.get(two.discard.remote(topic, "none"))
+        except NotFound as error:
+            assert error.code == 404, error
+        else:
+            raise AssertionError
+        assert ray.get(one.retain.remote(topic, ttl=60)).ttl == 60
+        assert topic in [t.name for t in ray.get(two.topics.remote())]
+        assert ray.get(one.delete_group.remote(topic, "g"))
+        assert ray.get(one.delete.remote(topic))
         print("good")
         """,
     )

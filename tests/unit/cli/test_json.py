@@ -36,6 +36,12 @@ ONE: list[tuple[list[str], type]] = [
     (["store", "list", "-p", "json/"], list),
     (["store", "databases"], list),
     (["store", "tables"], list),
+    (["events", "publish", "json-topic", "value"], dict),
+    (["events", "read", "json-topic"], list),
+    (["events", "topics"], list),
+    (["events", "groups", "json-topic"], list),
+    (["events", "dead", "json-topic", "none"], list),
+    (["events", "retain", "json-topic", "--ttl=7d"], dict),
     (["env"], dict),
     (["new", "json-made"], dict),
 ]
@@ -45,6 +51,8 @@ MANY = [
     ["stream", "streams", "Streams.Ticks", '{"to": 3}'],
     ["stream", "toolbox", "Toolbox.Pieces"],
     ["streams", "ticks", "--to=3"],
+    ["events", "consume", "json-topic", "--from=beginning", "--count=2"],
+    ["events", "replay", "json-topic"],
     ["toolbox", "pieces"],
 ]
 

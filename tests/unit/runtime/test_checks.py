@@ -124,7 +124,9 @@ def test_refused(values: dict[str, Any], kind: type[MicroError], said: str) -> N
 
 
 def test_reserved_names_are_those_of_the_platform() -> None:
-    assert {"registry", "router", "network", "store", "broker", "runtime", "api"} == RESERVED
+    assert {
+        "registry", "router", "network", "store", "broker", "events", "runtime", "api",
+    } == RESERVED  # fmt: skip
 
 
 def test_places() -> None:
