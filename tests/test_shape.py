@@ -28,7 +28,7 @@ NOUNS = {
     "registry": ("Registry", ["memory"], "RegistryActor", "registry", "test_registry.py"),
     "router": (None, ["derive"], "RouterActor", "network", "router"),  # derived: values only
     "network": ("Peer", ["network"], "NetworkActor", "network", "network"),
-    "store": ("Store", ["memory", "sqlite"], "StoreActor", "store", "test_store.py"),
+    "store": ("Store", ["memory", "sqlite", "postgres"], "StoreActor", "store", "test_store.py"),
     "runtime": ("Runtime", ["ray", "process"], "RuntimeActor", "runtime", "runtime"),
 }
 
@@ -146,8 +146,10 @@ def test_a_peer_may_send_any_error() -> None:
 def test_decisions_have_a_revision_table() -> None:
     decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     assert decisions
-    for number, path in enumerate(decisions, 1):
-        assert path.name.startswith(f"{number:04d}-")
+    numbers = [path.name.partition("-")[0] for path in decisions]
+    assert all(re.fullmatch(r"\d{4}", number) for number in numbers)
+    assert len(set(numbers)) == len(numbers), "a number is given once"
+    for path in decisions:
         assert "| revision | date | change |" in path.read_text()
 
 

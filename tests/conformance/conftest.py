@@ -11,7 +11,7 @@ import pytest
 from micro_ray.registry import Registry
 from micro_ray.store import Store
 from tests.fixtures import registries
-from tests.fixtures.stores import OPENERS, Clock
+from tests.fixtures.stores import NAMES, Clock, opener
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=NAMES)
 async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Store]:
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
-        async with OPENERS[request.param](Path(folder), clock) as opened:
+        async with opener(request.param, request)(Path(folder), clock) as opened:
             yield opened
 
 
