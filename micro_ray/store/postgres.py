@@ -34,8 +34,9 @@ from micro_ray.store import (
     checks,
 )
 from micro_ray.store.postgres_blobs import Blobs
-from micro_ray.store.postgres_database import PATIENCE, Connection, Database
+from micro_ray.store.postgres_database import PATIENCE, Database
 from micro_ray.store.postgres_plan import Job, Place
+from micro_ray.store.postgres_pool import Connection
 from micro_ray.store.postgres_url import parse
 from micro_ray.store.postgres_watch import Watches, newest_of
 from micro_ray.store.postgres_writes import Writes

@@ -15,7 +15,8 @@ from typing import Any
 
 from micro_ray.errors import MicroError, NotFound, Unavailable
 from micro_ray.store import MAX_RECORDS, Blob, checks
-from micro_ray.store.postgres_database import Connection, Database
+from micro_ray.store.postgres_database import Database
+from micro_ray.store.postgres_pool import Connection
 from micro_ray.store.prefix import after
 
 __all__ = ["Blobs"]

@@ -1,41 +1,34 @@
-"""A pool of connections to PostgreSQL or CockroachDB, and transactions whose end is known."""
+"""Statements and transactions in PostgreSQL or CockroachDB, whose end is known."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from micro_ray.errors import BadGateway, BadRequest, PreconditionFailed, Unavailable
 from micro_ray.store.postgres_errors import crowded, lost, refused, told
+from micro_ray.store.postgres_pool import Connection, Pool
 from micro_ray.store.postgres_schema import migrate
 from micro_ray.store.postgres_url import Target
 
-__all__ = ["Connection", "Database"]
+__all__ = ["Database"]
 
 log = logging.getLogger(__name__)
 
-Connection = psycopg.AsyncConnection[Any]
 T = TypeVar("T")
 
 #: Seconds that a verb tries to reach the database, and to end a transaction others come between.
 PATIENCE = 5.0
-#: Seconds that one answer may take before its connection is cut, and that a commit whose answer was
-#: lost is asked after.
-ANSWER = 15.0
+#: Seconds that a commit whose answer was lost is asked after.
 RESOLVE = 10.0
 #: Milliseconds that the server lets a statement run, and a transaction hang without one.
 _STATEMENT, _IDLE = 12_000, 5_000
-#: Seconds of rest after which a connection is tried before it is used.
-_REST = 1.0
 #: Seconds between attempts to reach the server at the start: first, and at most.
 _BACKOFF = (0.1, 3.0)
 
@@ -47,23 +40,9 @@ class Database:
     def __init__(self, target: Target, *, size: int, patience: float = PATIENCE) -> None:
         self.name = target.name
         self.cockroach = False
-        self._target = target
         self._patience = patience
         self._loop = asyncio.get_running_loop()
-        self._used: dict[int, float] = {}
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            kwargs={**target.options, "autocommit": True},
-            min_size=1,
-            max_size=size,
-            open=False,
-            configure=self._configure,
-            check=self._check,
-            timeout=patience,
-            # The pool doubles its pauses without an end; a short chain of attempts, begun anew
-            # by whoever needs a connection, finds a server that is back at once.
-            reconnect_timeout=2.0,
-            name="store",
-        )
+        self._pool = Pool(target.options, size=size, name=target.name, configure=self._configure)
 
     async def open(self) -> None:
         """Wait until the server is there, saying for what, and bring its schema up to date. Raises
@@ -72,7 +51,7 @@ class Database:
         pause, waiting = _BACKOFF[0], False
         while True:
             try:
-                async with await self._connect() as connection:
+                async with await self._pool.connect() as connection:
                     await self._prepare(connection)
                 break
             except psycopg.Error as error:
@@ -87,14 +66,10 @@ class Database:
             pause = min(pause * 2, _BACKOFF[1])
         if waiting:
             log.warning("the store at %s is there", self.name)
-        await self._pool.open()
 
     async def close(self) -> None:
-        """Connections are closed; who waits for one gets Unavailable."""
-        await self._pool.close(timeout=self._patience)
-
-    async def _connect(self) -> Connection:
-        return await psycopg.AsyncConnection.connect(**self._target.options, autocommit=True)  # type: ignore[arg-type]  # all are strings of libpq
+        """Connections are closed; who asks for one gets Unavailable."""
+        await self._pool.close()
 
     async def _prepare(self, connection: Connection) -> None:
         state = connection.info.parameter_status
@@ -120,51 +95,6 @@ class Database:
                 " WHERE current_setting('synchronous_commit') = 'off'"
             )
 
-    async def _check(self, connection: Connection) -> None:
-        """Only after a rest: a round trip before each statement would double its price."""
-        used = self._used.get(id(connection), 0.0)
-        if self._loop.time() - used > _REST:
-            await AsyncConnectionPool.check_connection(connection)
-
-    @contextlib.asynccontextmanager
-    async def connection(self, end: float) -> AsyncIterator[Connection]:
-        """One of the pool, by the time ``end`` of the loop; it is cut when it stays without an
-        answer for too long. Raises Unavailable that says why there is none."""
-        try:
-            connection = await self._pool.getconn(max(0.01, end - self._loop.time()))
-        except PoolTimeout:
-            raise await self._why() from None
-        except psycopg.Error as error:
-            raise told(error, self.name) from None
-        cut = self._loop.call_later(ANSWER, _cut, connection)
-        try:
-            yield connection
-        except BaseException:
-            if not connection.closed:
-                with contextlib.suppress(psycopg.Error):
-                    await connection.rollback()
-            raise
-        finally:
-            cut.cancel()
-            self._used[id(connection)] = self._loop.time()
-            if connection.closed:
-                self._used.pop(id(connection), None)
-            await self._pool.putconn(connection)
-
-    async def _why(self) -> Unavailable:
-        """The pool only says that it waited; the reason is asked for here."""
-        try:
-            async with asyncio.timeout(2), await self._connect():
-                pass
-        except psycopg.Error as error:
-            text = str(error).strip().partition("\n")[0]
-            return Unavailable("store", f"{self.name}: {refused(error) or text}; try again", 1.0)
-        except TimeoutError:
-            return Unavailable("store", f"{self.name} does not answer; try again", 1.0)
-        return Unavailable(
-            "store", f"{self.name}: all {self._pool.max_size} connections are busy", 0.5
-        )
-
     # -- single statements -----------------------------------------------------------------------
 
     async def ask(self, job: Callable[[Connection], Awaitable[T]]) -> T:
@@ -174,10 +104,10 @@ class Database:
         attempt = 0
         while True:
             try:
-                async with self.connection(end) as connection:
+                async with self._pool.connection(end) as connection:
                     return await job(connection)
             except psycopg.Error as error:
-                again = lost(error) or crowded(error)
+                again = (lost(error) or crowded(error)) and refused(error) is None
                 if not again or self._loop.time() > end:
                     raise told(error, self.name) from None
             await self._pause(attempt)
@@ -196,9 +126,9 @@ class Database:
         end = self._loop.time() + self._patience
         attempt = 0
         while True:
-            mark, sent, answer = os.urandom(16).hex(), False, None
+            mark, sent = os.urandom(16).hex(), False
             try:
-                async with self.connection(end) as connection, connection.pipeline():
+                async with self._pool.connection(end) as connection, connection.pipeline():
                     await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
                     answer, wrote = await job(connection)
                     if wrote:
@@ -212,9 +142,8 @@ class Database:
             except psycopg.Error as error:
                 if sent and lost(error):
                     if await self._resolve(mark):
-                        assert answer is not None
                         return answer
-                elif not (lost(error) or crowded(error)):
+                elif refused(error) is not None or not (lost(error) or crowded(error)):
                     raise told(error, self.name) from None
                 if self._loop.time() > end:
                     raise told(error, self.name) from None
@@ -230,7 +159,7 @@ class Database:
         while True:
             reason: BaseException
             try:
-                async with self.connection(end) as connection:
+                async with self._pool.connection(end) as connection:
                     await connection.execute(
                         "INSERT INTO micro_store_commits (id, done) VALUES (%s, false)"
                         " ON CONFLICT (id) DO NOTHING",
@@ -257,11 +186,3 @@ class Database:
 
     async def _pause(self, attempt: int) -> None:
         await asyncio.sleep(random.random() * min(0.25, 0.002 * 2 ** min(attempt, 10)))
-
-
-def _cut(connection: Connection) -> None:
-    """End a connection under whoever waits for its answer."""
-    with contextlib.suppress(OSError, psycopg.Error):
-        handle = os.dup(connection.fileno())
-        with socket.socket(fileno=handle) as line:
-            line.shutdown(socket.SHUT_RDWR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import psycopg
-from psycopg_pool import PoolClosed
 
 from micro_ray.errors import InternalError, MicroError, Unavailable
 
@@ -19,6 +18,8 @@ _REFUSED = {
     "3D000": "create the database, or name another",
     "42501": "grant the user what it lacks",
 }
+_CONNECTING = ("connection failed", "connection is bad")
+_BROKEN = ("SYSCALL", "closed", "reset", "timeout")
 _TLS = ("certificate", "SSL", "sslmode", "sslrootcert", "TLS")
 
 
@@ -41,6 +42,10 @@ def refused(error: psycopg.Error) -> str | None:
     text = str(error)
     if error.sqlstate in _REFUSED:
         return f"{_line(text)}: {_REFUSED[error.sqlstate]}"
+    if error.sqlstate is not None or not text.startswith(
+        ("connection failed", "connection is bad")
+    ):
+        return None
     advice = None
     if "password authentication failed" in text or "no password supplied" in text:
         advice = _REFUSED["28P01"]
@@ -48,7 +53,7 @@ def refused(error: psycopg.Error) -> str | None:
         advice = _REFUSED["28000"]
     elif "database " in text and "does not exist" in text:
         advice = _REFUSED["3D000"]
-    elif any(word in text for word in _TLS) and "closed the connection" not in text:
+    elif any(word in text for word in _TLS) and not any(word in text for word in _BROKEN):
         advice = "correct sslmode, sslrootcert, sslcert and sslkey in the URL"
     return None if advice is None else f"{_line(text)}: {advice}"
 
@@ -57,8 +62,8 @@ def told(error: BaseException, name: str) -> MicroError:
     """The error for a caller; nothing was done."""
     if isinstance(error, MicroError):
         return error
-    if isinstance(error, PoolClosed):
-        return Unavailable("store", "the store is closed")
+    if isinstance(error, psycopg.Error) and (what := refused(error)) is not None:
+        return Unavailable("store", f"{name}: {what}", 1.0)
     text = _line(str(error)) or type(error).__name__
     code = error.sqlstate if isinstance(error, psycopg.Error) else None
     if code == "57014":

@@ -24,6 +24,11 @@ _DEFAULTS = {
     "tcp_user_timeout": "15000",
 }
 
+_FORM = (
+    "not postgres://user:password@host:port/database?parameters; special characters of user and "
+    "password are percent-encoded"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -44,12 +49,16 @@ def parse(url: str) -> Target:
         given = conninfo_to_dict(f"postgresql://{rest}")
     except psycopg.Error as error:
         raise BadRequest("settings", f"store.url: {_what(error, rest)}") from None
+    ports = str(given.get("port", "")).split(",")
+    split = any("@" in str(given.get(name, "")) for name in ("host", "dbname"))
+    if split or not all(port.isdigit() or not port for port in ports):
+        # Part of a password fell into another field, and would be shown as that.
+        raise BadRequest("settings", f"store.url: {_FORM}")
     options = {name: str(value) for name, value in given.items() if value is not None}
     hosts = options.get("host", "")
     if "," in hosts:
         # One of several may be a standby, which cannot be written.
         options.setdefault("target_session_attrs", "read-write")
-    ports = options.get("port", "").split(",")
     places = [
         f"{host or 'localhost'}:{ports[min(at, len(ports) - 1)] or 5432}"
         for at, host in enumerate(hosts.split(","))
@@ -69,7 +78,4 @@ def _what(error: psycopg.Error, rest: str) -> str:
     query = urlsplit(f"//{rest}").query
     if text.startswith("invalid URI query parameter") and text.split('"')[1] in query:
         return text
-    return (
-        "not postgres://user:password@host:port/database?parameters; special characters of user "
-        "and password are percent-encoded"
-    )
+    return _FORM

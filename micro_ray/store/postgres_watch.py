@@ -18,7 +18,8 @@ from itertools import islice
 
 from micro_ray.errors import Conflict, MicroError, Unavailable
 from micro_ray.store import Action, Change
-from micro_ray.store.postgres_database import Connection, Database
+from micro_ray.store.postgres_database import Database
+from micro_ray.store.postgres_pool import Connection
 
 __all__ = ["Watches"]
 

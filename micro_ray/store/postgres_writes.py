@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from micro_ray.errors import Conflict, InternalError, MicroError, Unavailable
 from micro_ray.store import HISTORY
-from micro_ray.store.postgres_database import Connection, Database
+from micro_ray.store.postgres_database import Database
 from micro_ray.store.postgres_plan import Found, Job, Place, Plan, Row, plan
+from micro_ray.store.postgres_pool import Connection
 
 __all__ = ["Writes"]
 
