@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "routes", "startup")
+NAMES = ("frames", "http", "routes", "startup", "store")
 
 
 def main() -> None:

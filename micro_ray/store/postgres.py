@@ -291,7 +291,7 @@ class PostgresStore(Store):
                     yield change
 
     async def _rows(self, sql: Any, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        values = {**values, "now": self._clock()}
+        values["now"] = self._clock()
 
         async def job(connection: Connection) -> list[tuple[Any, ...]]:
             cursor = connection.cursor(binary=True)

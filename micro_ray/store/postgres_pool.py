@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from micro_ray.errors import Unavailable
+from micro_ray.store.postgres_errors import crowded
 
 __all__ = ["Connection", "Pool"]
 
@@ -67,11 +69,42 @@ class Pool:
         """One of the pool, by the time ``end`` of the loop; it is cut when it gives no answer for
         too long. Raises Unavailable when there is none by then, psycopg's errors when none can be
         made."""
+        connection = self._at_hand()
+        if connection is None:
+            connection = await self._wait(end)
+        else:
+            await self._free.acquire()  # which is free, so nobody comes between
+        cut = self._loop.call_later(ANSWER, _cut, connection)
+        self._used.add(connection)
+        try:
+            yield connection
+        except psycopg.Error as error:
+            with contextlib.suppress(psycopg.Error):
+                await (connection.rollback() if crowded(error) else connection.close())
+            raise
+        finally:
+            cut.cancel()
+            self._used.discard(connection)
+            self._free.release()
+            if self._closed or not _at_rest(connection):
+                await connection.close()
+            else:
+                self._resting.append((connection, self._loop.time()))
+
+    def _at_hand(self) -> Connection | None:
+        """One that was just used, where nothing needs waiting for: the common case."""
+        if self._closed or self._free.locked() or not self._resting:
+            return None
+        if self._loop.time() - self._resting[-1][1] > REST:
+            return None
+        return self._resting.pop()[0]
+
+    async def _wait(self, end: float) -> Connection:
         slot = False
         try:
             async with asyncio.timeout_at(max(end, self._loop.time() + 0.05)):
                 slot = await self._free.acquire()
-                connection = await self._take()
+                return await self._take()
         except TimeoutError:
             if slot:
                 self._free.release()
@@ -83,23 +116,6 @@ class Pool:
             if slot:
                 self._free.release()
             raise
-        cut = self._loop.call_later(ANSWER, _cut, connection)
-        self._used.add(connection)
-        try:
-            try:
-                yield connection
-            except BaseException:
-                with contextlib.suppress(psycopg.Error):
-                    await connection.rollback()
-                raise
-        finally:
-            cut.cancel()
-            self._used.discard(connection)
-            self._free.release()
-            if self._closed:
-                await connection.close()
-            elif not connection.closed:
-                self._resting.append((connection, self._loop.time()))
 
     async def _take(self) -> Connection:
         if self._closed:
@@ -115,6 +131,15 @@ class Pool:
             await connection.close()
             raise
         return connection
+
+
+def _at_rest(connection: Connection) -> bool:
+    """Whether the next one may use it as it is."""
+    wire = connection.pgconn
+    return (
+        wire.transaction_status == TransactionStatus.IDLE
+        and wire.pipeline_status == PipelineStatus.OFF
+    )
 
 
 async def _lives(connection: Connection) -> bool:
