@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "routes", "startup", "store")
+NAMES = ("frames", "http", "profile", "routes", "startup", "store")
 
 
 def main() -> None:

@@ -60,12 +60,17 @@ class _Lease:
 
 
 class MemoryRegistry(Registry):
-    """``clock`` gives seconds that only grow."""
+    """``clock`` gives seconds that only grow; every ``sweep`` seconds those who have ended go."""
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, capacity: Capacity | None = None
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        capacity: Capacity | None = None,
+        sweep: float = SWEEP,
     ) -> None:
         self._clock = clock
+        self._period = sweep
         self._capacity = capacity or Capacity()
         self._epoch = os.urandom(8).hex()
         self._revision = 0
@@ -228,8 +233,8 @@ class MemoryRegistry(Registry):
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + SWEEP
-            await asyncio.sleep(SWEEP)
+            due = loop.time() + self._period
+            await asyncio.sleep(self._period)
             late = loop.time() - due
             if late > STALL:
                 # This process stood still. Renewals wait to be read; they must not come too late.
@@ -238,7 +243,7 @@ class MemoryRegistry(Registry):
             self.expire()
 
     def expire(self) -> None:
-        """End the leases whose time has passed; runs twice a second."""
+        """End the leases whose time has passed; runs by itself."""
         now = self._clock()
         while self._expiry and self._expiry[0][0] <= now:
             at, key = heapq.heappop(self._expiry)

@@ -23,13 +23,13 @@ PAGE = 16
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
     """What should run. ``previous`` is what ran before, to go back to, until ``workload`` is
-    ``proven``: has run as desired for a while. ``failed``: it did not come up, and ``previous``
-    goes on."""
+    ``proven``: has run as desired for a while. ``failed`` says why it did not come up ("": it did,
+    or may still); then ``previous`` goes on."""
 
     workload: Workload
     previous: Workload | None = None
     proven: bool = False
-    failed: bool = False
+    failed: str = ""
 
 
 class Records:

@@ -29,6 +29,8 @@ Gate = Callable[[Replica, Workload], Awaitable[None]]
 #: Characters of an error that are kept, and steps that are told to who comes late.
 MAX_ERROR = 8_000
 MAX_STEPS = 1_000
+#: What is said where nobody gave a reason.
+REASON = "it ended without a word"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class Keeper:
             ready=ready,
             replicas=replicas,
             restarts=self._restarts,
-            error=self._error,
+            error=self._error or self.desired.failed,
             retry_in=max(0.0, self._retry_at - self._clock()),
         )
 
@@ -370,19 +372,17 @@ class Keeper:
             return  # it was of no use any more
         self._error = why[-MAX_ERROR:]
         desired = self.desired
-        if (
-            desired.previous is not None
-            and not desired.failed
-            and (lived is None or self._failures)
-        ):
+        # Those that fail side by side fail once.
+        again = self._failures > 0 and self._clock() >= self._retry_at
+        if desired.previous is not None and not desired.failed and (lived is None or again):
             # An update that does not come up, or does not stay up: what ran before goes on.
-            self.desired = msgspec.structs.replace(desired, failed=True)
+            self.desired = msgspec.structs.replace(desired, failed=self._error or REASON)
             self._failures, self._retry_at = 0, 0.0
             self._say(f"the update failed, the earlier generation goes on: {why}")
             return
         if lived is not None and lived >= self._patience.healthy:
             self._failures = 0
-        if self._clock() >= self._retry_at:  # those that fail side by side fail once
+        if self._clock() >= self._retry_at:
             self._failures += 1
             first, most = self._patience.backoff
             self._retry_at = self._clock() + min(first * 2 ** min(self._failures - 1, 30), most)

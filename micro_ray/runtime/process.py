@@ -25,6 +25,9 @@ from micro_ray.settings import socket_path
 
 __all__ = ["ProcessDriver"]
 
+#: The namespace and the name of a workload.
+Place = tuple[str, str]
+
 #: Seconds after which a command that has not registered, and need not, counts as running; and after
 #: which one does of which earlier replicas had registered.
 LIVES = 2.0
@@ -58,8 +61,10 @@ class ProcessDriver(Driver):
         self._log_limit = log_limit
         self._machine = machine or here()
         self._folder = state / "processes"
-        #: Workloads of which a replica has registered: the next one must too.
-        self._registering: set[tuple[str, str]] = set()
+        #: The replicas of workloads, and those workloads of which one has registered: the next one
+        #: must too.
+        self._started: dict[Place, set[str]] = {}
+        self._registering: set[Place] = set()
 
     async def start(self, replica: Replica, workload: Workload) -> Replica:
         amount = Amount(cpu=workload.cpu, gpu=workload.gpu, memory=workload.memory)
@@ -143,15 +148,20 @@ class ProcessDriver(Driver):
                 raise Unavailable("runtime", await self._why(replica, _ending(status)))
             known = self._known(replica.namespace, replica.id)
             lived = time.monotonic() - begun
-            enough = lived >= (REGISTERS if place in self._registering else LIVES)
+            enough = lived >= (REGISTERS if self._registers(place) else LIVES)
             if known or (workload.command and "child" in status and enough):
-                if known:
-                    self._registering.add(place)
+                self._started.setdefault(place, set()).add(replica.id)
                 await asyncio.to_thread(self._mark(replica).touch)
                 return replace(
                     replica, state=State.RUNNING, pid=status["child"], started=time.time()
                 )
             await asyncio.sleep(POLL)
+
+    def _registers(self, place: Place) -> bool:
+        """Whether a replica of a workload is registered, or was."""
+        if any(self._known(place[0], id) for id in self._started.get(place, ())):
+            self._registering.add(place)
+        return place in self._registering
 
     async def _why(self, replica: Replica, ended: str) -> str:
         """How it ended, with the last it said."""
@@ -209,8 +219,7 @@ class ProcessDriver(Driver):
                 await self.stop(replica, 0)
                 continue
             self._machine.has(replica.id, amount)
-            if self._known(replica.namespace, replica.id):
-                self._registering.add((replica.namespace, replica.workload))
+            self._started.setdefault((replica.namespace, replica.workload), set()).add(replica.id)
             found.append(replica)
         return found
 
@@ -235,6 +244,9 @@ class ProcessDriver(Driver):
         else:
             sweep(replica.id, Path(run))  # the shim was killed and could not clear up
         self._machine.give_back(replica.id)
+        place = (replica.namespace, replica.workload)
+        self._registers(place)
+        self._started.get(place, set()).discard(replica.id)
         for path in (
             self._mark(replica),
             self._status(replica).with_suffix(".new"),

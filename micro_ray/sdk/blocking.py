@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
+from micro_ray.errors import BadRequest, MicroError
 from micro_ray.router import Entry
 from micro_ray.sdk.client import AsyncClient
+from micro_ray.sdk.loop import Loop
 from micro_ray.settings import Bootstrap
 
 __all__ = ["Client"]
 
 T = TypeVar("T")
 
-#: Seconds that work has to end when a person has interrupted it.
+#: Seconds that the end of a stream which nobody reads any more may take.
 END = 2.0
+_END = object()
 
 
 class Client:
     """``Client().call("helloworld", "Helloworld.Call", {"name": "Alice"})``.
 
     Runs an :class:`AsyncClient` on a loop of its own in a daemon thread, started by the first call;
-    ``close()`` or leaving ``with`` ends it. Safe to use from many threads.
+    ``close()`` or leaving ``with`` ends it: calls under way end with Cancelled, later ones raise
+    BadRequest. Safe to use from many threads, and after a fork. ``bootstrap`` says where the
+    platform is (default: from the settings).
     """
 
     def __init__(self, bootstrap: Bootstrap | None = None) -> None:
-        self._client = AsyncClient(bootstrap)
+        self._bootstrap = bootstrap
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._open: tuple[Loop, AsyncClient] | None = None
+        self._closed = False
+        #: Of processes that this one was forked from. They must never be collected here: their
+        #: sockets are shared with those processes.
+        self._abandoned: list[Any] = []
 
     def call(
         self,
@@ -43,18 +52,21 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         version: str = "",
+        node: str = "",
         idempotent: bool = False,
     ) -> Any:
-        """See :meth:`AsyncClient.call`."""
-        return self._run(
-            self._client.call(
+        """See :meth:`AsyncClient.call`; ``value`` may be an iterator (a generator, for one) of
+        requests."""
+        return self.run(
+            lambda client: client.call(
                 service,
                 endpoint,
-                value,
+                _requests(value),
                 into=into,
                 timeout=timeout,
                 metadata=metadata,
                 version=version,
+                node=node,
                 idempotent=idempotent,
             )
         )
@@ -62,44 +74,40 @@ class Client:
     def stream(
         self, service: str, endpoint: str, value: Any = None, **options: Any
     ) -> Iterator[Any]:
-        """See :meth:`AsyncClient.stream`; ``value`` is one request."""
-        answers = self._client.stream(service, endpoint, value, **options)
+        """See :meth:`AsyncClient.stream`; ``value`` is one request, or an iterator (a generator,
+        for one) of requests, which is read in a thread while answers come."""
+        loop, client = self._start()
+        answers = client.stream(service, endpoint, _requests(value), **options)
         try:
-            while True:
-                try:
-                    yield self._run(anext(answers))
-                except StopAsyncIteration:
-                    return
+            while (answer := loop.run(_next(answers))) is not _END:
+                yield answer
         finally:
-            self._run(answers.aclose())  # type: ignore[attr-defined]
+            # At the end of the interpreter no thread answers any more, and a closed client has
+            # ended its streams.
+            if not sys.is_finalizing() and not loop.forked:
+                with contextlib.suppress(MicroError):
+                    loop.run(answers.aclose(), END)
 
     def services(self) -> list[str]:
         """See :meth:`AsyncClient.services`."""
-        return list(self._run(self._client.services()))
+        return self.run(lambda client: client.services())
 
     def entries(self) -> list[Entry]:
         """See :meth:`AsyncClient.entries`."""
-        return list(self._run(self._client.entries()))
+        return self.run(lambda client: client.entries())
 
     def run(self, work: Callable[[AsyncClient], Awaitable[T]]) -> T:
         """Run ``work(client)`` on the client's loop, for what has no verb of its own here."""
-
-        async def awaited() -> T:
-            return await work(self._client)
-
-        return cast(T, self._run(awaited()))
+        loop, client = self._start()
+        return loop.run(work(client))
 
     def close(self) -> None:
         """End the connections and the thread; idempotent."""
         with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._client.__aexit__(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+            opened, self._open, self._closed = self._open, None, True
+        if opened is not None:
+            loop, client = opened
+            loop.close(client.__aexit__)
 
     def __enter__(self) -> Client:
         return self
@@ -107,43 +115,33 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(self, work: Any) -> Any:
-        loop, tasks = self._start(), list[asyncio.Task[Any]]()
-        running = asyncio.run_coroutine_threadsafe(_await(work, tasks), loop)
-        try:
-            return running.result()
-        except KeyboardInterrupt:
-            # Nobody waits for it any more, and what is run next must find it ended.
-            with contextlib.suppress(TimeoutError):
-                asyncio.run_coroutine_threadsafe(_end(tasks), loop).result(END)
-            raise
-
-    def _start(self) -> asyncio.AbstractEventLoop:
+    def _start(self) -> tuple[Loop, AsyncClient]:
         with self._lock:
-            if self._loop is None:
-                loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="micro-client", daemon=True)
-                thread.start()
+            if self._closed:
+                raise BadRequest("client", "it has been closed")
+            if self._open is not None and self._open[0].forked:
+                self._abandoned.append(self._open)
+                self._open = None
+            if self._open is None:
+                loop, client = Loop("client"), AsyncClient(self._bootstrap)
                 try:
-                    opened: Coroutine[Any, Any, Any] = self._client.__aenter__()
-                    asyncio.run_coroutine_threadsafe(opened, loop).result(10)
+                    loop.run(client.__aenter__())
                 except BaseException:
-                    loop.call_soon_threadsafe(loop.stop)
-                    thread.join(10)
                     loop.close()
                     raise
-                self._loop, self._thread = loop, thread
-            return self._loop
+                self._open = (loop, client)
+            return self._open
 
 
-async def _await(work: Any, tasks: list[asyncio.Task[Any]]) -> Any:
-    task = asyncio.current_task()
-    assert task is not None
-    tasks.append(task)
-    return await work
+def _requests(value: Any) -> Any:
+    return _pulled(value) if isinstance(value, Iterator) else value
 
 
-async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _pulled(requests: Iterator[Any]) -> AsyncIterator[Any]:
+    """An iterator's items; making one may block, so it is asked in a thread."""
+    while (item := await asyncio.to_thread(next, requests, _END)) is not _END:
+        yield item
+
+
+async def _next(answers: AsyncIterator[Any]) -> Any:
+    return await anext(answers, _END)

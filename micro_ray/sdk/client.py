@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from micro_ray.context import CURRENT, new_request_id
-from micro_ray.errors import BadGateway, BadRequest, MicroError, Unavailable
+from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, Unavailable
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
 from micro_ray.router import Entry, Filter
@@ -24,6 +24,8 @@ __all__ = ["AsyncClient"]
 
 #: Seconds that the first call waits for a route table.
 FIRST_TABLE = 5.0
+#: The same where the sockets of routers are there and nobody listens.
+GONE = 0.5
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,9 +33,10 @@ _encode = msgspec.json.Encoder().encode
 class AsyncClient:
     """An ``async with`` that calls services by name.
 
-    ``bootstrap`` says where the platform is (default: from the settings). Under a call that is
-    being served, the caller's namespace, deadline, trace and request id go along. ``table`` is the
-    route table it follows.
+    ``bootstrap`` says where the platform is (default: from the settings). A client speaks for one
+    namespace, that of ``bootstrap``. Under a call that is being served the namespace of that call
+    takes its place, and its deadline, trace and request id go along. ``table`` is the route table
+    it follows.
     """
 
     def __init__(self, bootstrap: Bootstrap | None = None) -> None:
@@ -44,6 +47,8 @@ class AsyncClient:
         self._network: Network | None = None
 
     async def __aenter__(self) -> AsyncClient:
+        if self._follower is not None:
+            raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
         self._boot = boot
         dialer = WireDialer()
@@ -55,8 +60,8 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
         self._network = None
+        await self._stack.aclose()
 
     async def call(
         self,
@@ -74,15 +79,22 @@ class AsyncClient:
         """Call a unary endpoint and give its answer.
 
         ``endpoint`` is ``Handler.Method``, or a method of the service's own handler (``"call"``
-        is ``Helloworld.Call``). ``value`` is anything JSON has, a dataclass or a struct; bytes go
-        as they are and come back as they are. ``into`` is the type of the answer (default: plain
-        dicts and lists). ``timeout`` in seconds (default: what is left of the call being served,
-        else the settings'). ``version`` and ``node`` choose among the service's nodes.
+        is ``Helloworld.Call``). ``value`` is anything JSON has, a dataclass, a struct or a pydantic
+        model; bytes go as they are and come back as they are; an async iterable is a stream of
+        requests, for endpoints that take one and give one answer. ``into`` is the type of the
+        answer (default: plain dicts and lists). ``timeout`` in seconds (default: what is left of
+        the call being served, else the settings'). ``version`` and ``node`` choose among the
+        service's nodes.
 
         Raises the errors of :mod:`micro_ray.errors`: NotFound, Unavailable, Timeout, ... and what
         the service raises.
         """
-        network = await self._ready()
+        network = await self._ready(timeout)
+        if isinstance(value, AsyncIterable):
+            if version or node:
+                raise BadRequest("client", "a stream of requests goes to any node")
+            options: dict[str, Any] = {"into": into, "timeout": timeout, "metadata": metadata}
+            return await self._gathered(service, endpoint, value, options)
         raw = isinstance(value, bytes | bytearray)
         answer = await network.call(
             service,
@@ -106,7 +118,7 @@ class AsyncClient:
         content: str = "application/json",
     ) -> Stream:
         """A streaming call with messages as bytes, both ways; use it as ``async with``."""
-        network = await self._ready()
+        network = await self._ready(timeout)
         along = self._along(timeout, metadata)
         return await network.open(service, _full(service, endpoint), content=content, **along)
 
@@ -119,9 +131,11 @@ class AsyncClient:
         into: Any = None,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The answers of a streaming endpoint. ``value`` is the request, or an async iterable of
-        requests for endpoints that take a stream."""
+        requests for endpoints that take a stream. What the iterable raises ends the call and is
+        raised here. Leaving the loop early (with ``aclose``, or ``contextlib.aclosing``) tells the
+        service. ``timeout`` covers the whole stream; without one it may last for ever."""
         opened = await self.open(service, endpoint, timeout=timeout, metadata=metadata)
         async with opened as stream:
             # No task group: a generator may be driven from several tasks, one after the other.
@@ -137,6 +151,15 @@ class AsyncClient:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
 
+    async def _gathered(
+        self, service: str, endpoint: str, value: Any, options: Mapping[str, Any]
+    ) -> Any:
+        """The one answer to a stream of requests."""
+        async with contextlib.aclosing(self.stream(service, endpoint, value, **options)) as answers:
+            async for answer in answers:
+                return answer
+        raise BadGateway(service, f"{endpoint} gave no answer")
+
     async def services(self) -> list[str]:
         """The names of the services that can be called."""
         await self._ready()
@@ -149,20 +172,33 @@ class AsyncClient:
         assert self._boot is not None
         return self.table.entries(self._boot.namespace)
 
-    async def _ready(self) -> Network:
+    async def _ready(self, timeout: float | None = None) -> Network:
         if self._network is None or self._follower is None:
             raise BadRequest("client", "use the client inside `async with`")
-        if not self.table.version:
-            assert self._boot is not None
-            try:
-                async with asyncio.timeout(FIRST_TABLE if _there(self._boot.routers) else 0):
-                    await self._follower.ready.wait()
-            except TimeoutError:
-                raise Unavailable(
-                    "client",
-                    f"no micro server at {self._boot.routers[0]}; start one with `micro server`",
-                ) from None
+        if not self._follower.ready.is_set() and not self.table.size:
+            await self._first_table(self._follower, timeout)
+            if self._network is None:
+                raise Cancelled("client", "the client was closed meanwhile")
         return self._network
+
+    async def _first_table(self, follower: Follower, timeout: float | None) -> None:
+        """Wait for a router that knows the registry. Raises Unavailable."""
+        assert self._boot is not None
+        routers = self._boot.routers
+        longest = _patience(routers)
+        try:
+            async with asyncio.timeout(longest if timeout is None else min(longest, timeout)):
+                await follower.ready.wait()
+        except TimeoutError:
+            if self.table.version:
+                raise Unavailable(
+                    "client", "the platform is starting: its routers know no registry yet", 0.5
+                ) from None
+            raise Unavailable(
+                "client",
+                f"no micro server at {', '.join(routers) or 'any address'}; "
+                "start one with `micro server`",
+            ) from None
 
     def _along(self, timeout: float | None, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         """What goes with a call: from the call being served here, if there is one."""
@@ -185,10 +221,26 @@ class AsyncClient:
         return {"namespace": namespace, "timeout": timeout, "metadata": sent}
 
 
-def _there(addresses: Sequence[str]) -> bool:
-    """Whether any of the addresses may have somebody behind it: a Unix socket that is not there has
-    nobody, and waiting for it is no use."""
-    return any(not a.startswith("unix:") or os.path.exists(a[5:]) for a in addresses)
+def _patience(addresses: Sequence[str]) -> float:
+    """How long to wait for a table. A Unix socket that is not there has nobody, and one that
+    refuses has had somebody, who may be on his way back; elsewhere who knows."""
+    longest = 0.0
+    for address in addresses:
+        if not address.startswith("unix:"):
+            return FIRST_TABLE
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(address[5:])
+            except FileNotFoundError:
+                continue
+            except ConnectionRefusedError:
+                longest = max(longest, GONE)
+            except OSError:  # it listens and is busy, or is something else in the way
+                return FIRST_TABLE
+            else:
+                return FIRST_TABLE
+    return longest
 
 
 def _full(service: str, endpoint: str) -> str:

@@ -6,21 +6,33 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import re
 import signal
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
 
+import micro_ray
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
-from micro_ray.settings import Bootstrap, bootstrap, load
+from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
+from micro_ray.store import Store
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
 
 __all__ = ["Service"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+H = TypeVar("H", bound=Callable[[], Awaitable[None]])
 Hook = Callable[[], Awaitable[None]]
+
+#: The version that says nothing: a workload's own version wins over the code's, but not this one.
+LATEST = "latest"
+_METHODS = (staticmethod, classmethod)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
@@ -64,13 +76,24 @@ class Service:
             self.metadata["description"] = description
         self.logger = logging.getLogger(name)
         self._endpoints = Endpoints(name)
-        self._start: list[Hook] = []
-        self._stop: list[Hook] = []
-        self._client: AsyncClient | None = None
-        self._host: Host | None = None
-        self._stack = contextlib.AsyncExitStack()
+        self._on_start: list[Hook] = []
+        self._on_stop: list[Hook] = []
+        self._life: _Life | None = None
 
     # -- what an author says ---------------------------------------------------------------------
+
+    @overload
+    def endpoint(self, function: F) -> F: ...
+
+    @overload
+    def endpoint(
+        self,
+        *,
+        name: str = "",
+        path: str = "",
+        method: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Callable[[F], F]: ...
 
     def endpoint(
         self,
@@ -84,116 +107,243 @@ class Service:
         """Serve a function; as a decorator, bare or with options.
 
         ``name`` is ``Handler.Method`` (default: made of the service's and the function's name).
-        ``path`` and ``method`` bind a path of the HTTP door, such as ``/users/{id}`` and ``GET``.
+        ``path`` and ``method`` bind a path of the HTTP door, such as ``/users/{id}`` and ``GET``
+        (each may be a comma list). Raises BadRequest for what cannot be, and once the service has
+        started: callers would not learn of it.
         """
+        self._unstarted("endpoints")
+        extra = dict(metadata or {})
+        if path:
+            extra["path"] = _path(self.name, path)
+        if method:
+            extra["method"] = _methods(self.name, method)
 
         def add(function: F) -> F:
             full = name or endpoint_name(self.name, function.__name__)
-            extra = dict(metadata or {})
-            extra |= {k: v for k, v in (("path", path), ("method", method.upper())) if v}
             self._endpoints.add(full, function, metadata=extra)
             return function
 
         return add if function is None else add(function)
 
-    def handler(self, cls: type) -> type:
+    def handler(self, cls: C) -> C:
         """Serve the public methods of a class (made without arguments) as ``Class.Method``; as a
-        decorator."""
-        handler = cls()
-        for name, method in inspect.getmembers(handler, inspect.ismethod):
-            if not name.startswith("_"):
-                self._endpoints.add(endpoint_name(cls.__name__, name), method)
+        decorator. Raises BadRequest when it has none."""
+        self._unstarted("endpoints")
+        handler, found = cls(), False
+        for name in sorted(dir(cls)):
+            kind = inspect.getattr_static(cls, name)
+            if name.startswith("_") or not callable(kind) | isinstance(kind, _METHODS):
+                continue
+            self._endpoints.add(endpoint_name(cls.__name__, name), getattr(handler, name))
+            found = True
+        if not found:
+            raise BadRequest(self.name, f"handler {cls.__name__} has no public method")
         return cls
 
-    def health(self, function: F) -> F:
-        """Add an async health check: it raises when something is wrong. As a decorator."""
-        self._endpoints.check(function)
+    def health(self, function: H) -> H:
+        """Add an async health check: it raises when something is wrong. As a decorator. A replica
+        that is unhealthy when it comes up does not take the place of an older one."""
+        self._endpoints.check(_hook("health", function))
         return function
 
-    def on_start(self, function: F) -> F:
-        """Run an async function before the service is found by others. As a decorator."""
-        self._start.append(function)
+    def on_start(self, function: H) -> H:
+        """Run an async function before the service is found by others; several in the order in
+        which they are given. When one raises, the service does not start. As a decorator."""
+        self._on_start.append(_hook("on_start", function))
         return function
 
-    def on_stop(self, function: F) -> F:
-        """Run an async function after the last call. As a decorator."""
-        self._stop.append(function)
+    def on_stop(self, function: H) -> H:
+        """Run an async function after the last call; several in the reverse order, all of them,
+        also when one raises. They run only where all of ``on_start`` went well. As a decorator."""
+        self._on_stop.append(_hook("on_stop", function))
         return function
 
     @property
     def client(self) -> AsyncClient:
-        """Calls other services. Raises Unavailable before the service has started."""
-        if self._client is None:
+        """Calls other services, from ``on_start`` to ``on_stop``. Raises Unavailable outside."""
+        if self._life is None or self._life.client is None:
             raise Unavailable(self.name, "the client is there once the service has started")
-        return self._client
+        return self._life.client
 
     @property
-    def store(self) -> Any:
-        """The store, in this service's own table. Raises as :attr:`client`."""
+    def store(self) -> Store:
+        """The store, in a table of this service's own, in the namespace of the call being served.
+        Raises as :attr:`client`."""
         from micro_ray.wire.store import RemoteStore
 
         return RemoteStore(self.client, table=self.name)
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that are being served."""
+        host = self._life.host if self._life is not None else None
+        return host.in_flight if host is not None else 0
+
     # -- its life --------------------------------------------------------------------------------
 
     async def start(self, boot: Bootstrap | None = None, instance: str = "") -> None:
-        """Serve on the running loop: start hooks, listen, register. Raises what the hooks raise,
-        Unavailable when no registry answers within half a minute."""
-        boot = boot or bootstrap(load())
-        if self._host is not None:
+        """Serve on the running loop: start hooks, listen, register. ``boot`` says where the
+        platform is (default: from the settings), ``instance`` what this node is named. It may be
+        started again once it has stopped.
+
+        Raises what the hooks raise, Unavailable when no registry answers within half a minute or
+        it is stopped meanwhile, BadRequest when it is started already; nothing runs then.
+        """
+        if self._life is not None:
             raise BadRequest(self.name, "the service has been started already")
+        boot = boot or bootstrap(load())
+        life = self._life = _Life()
+        name = instance or boot.instance or _node(self.name)
+        life.starting = asyncio.ensure_future(self._come_up(life, boot, name))
         try:
-            self._client = await self._stack.enter_async_context(AsyncClient(boot))
-            for hook in self._start:
-                await hook()
-            for hook in self._stop:
-                self._stack.push_async_callback(hook)
-            self._host = await self._stack.enter_async_context(
-                Host(
-                    service=self.name,
-                    version=boot.version or self.version,
-                    endpoints=self._endpoints,
-                    namespace=boot.namespace,
-                    registry_addresses=boot.registry,
-                    run_dir=boot.run,
-                    node_id=instance or boot.instance,
-                    host=boot.host,
-                    ttl=boot.ttl,
-                    service_metadata=self.metadata,
-                )
-            )
-            try:
-                await self._host.registered(REGISTER)
-            except TimeoutError:
-                raise Unavailable(
-                    self.name, f"no registry answers at {', '.join(boot.registry)}"
-                ) from None
-        except BaseException:
-            await self.stop()
+            await life.starting
+        except BaseException as error:
+            await self._close(life)
+            if isinstance(error, asyncio.CancelledError) and life.given_up:
+                raise Unavailable(self.name, "it was stopped while it started") from None
             raise
-        self.logger.info("serving as %s on %s", self._host.node_id, self._host.addresses[0])
+        life.starting = None
+        assert life.host is not None
+        self.logger.info("serving as %s on %s", life.host.node_id, life.host.addresses[0])
+
+    async def _come_up(self, life: _Life, boot: Bootstrap, instance: str) -> None:
+        life.client = await life.stack.enter_async_context(AsyncClient(boot))
+        for hook in self._on_start:
+            await hook()
+        for hook in self._on_stop:
+            life.stack.push_async_callback(hook)
+        version = boot.version if boot.version not in ("", LATEST) else self.version
+        life.host = await life.stack.enter_async_context(
+            Host(
+                service=self.name,
+                version=version,
+                endpoints=self._endpoints,
+                namespace=boot.namespace,
+                registry_addresses=boot.registry,
+                run_dir=boot.run,
+                node_id=instance,
+                socket_name=socket_path(boot.run, instance).stem,
+                host=boot.host,
+                ttl=boot.ttl,
+                service_metadata=self.metadata,
+            )
+        )
+        try:
+            await life.host.registered(REGISTER)
+        except TimeoutError:
+            raise Unavailable(
+                self.name,
+                f"no registry answers at {', '.join(boot.registry)}; "
+                "start the platform with `micro server`",
+            ) from None
 
     async def stop(self) -> None:
-        """Leave the registry, finish the calls in flight, run the stop hooks; idempotent."""
-        await self._stack.aclose()
-        self._host = self._client = None
+        """Leave the registry, finish the calls in flight, run the stop hooks; a start that is under
+        way is given up. Idempotent. Raises what a stop hook raises, once all is closed."""
+        life = self._life
+        if life is None:
+            return
+        if life.starting is not None:
+            life.given_up = True
+            life.starting.cancel()
+            await life.gone.wait()
+        elif life.closing:
+            await life.gone.wait()
+        else:
+            await self._close(life)
 
-    @property
-    def in_flight(self) -> int:
-        return self._host.in_flight if self._host is not None else 0
+    async def _close(self, life: _Life) -> None:
+        life.closing = True
+        try:
+            await life.stack.aclose()
+        finally:
+            self._life = None
+            life.gone.set()
 
     def run(self) -> None:
-        """Serve in this process until SIGINT or SIGTERM; the end of a standalone ``main.py``."""
+        """Serve in this process until SIGINT or SIGTERM; the end of a standalone ``main.py``.
+
+        Exits with status 1 when it cannot start: with the traceback of the service's own code, or
+        with what the platform says."""
         import uvloop
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-        uvloop.run(self._until_signal())
+        try:
+            uvloop.run(self._until_signal())
+        except Exception as error:
+            sys.stderr.write(own_traceback(error))
+            sys.exit(1)
 
     async def _until_signal(self) -> None:
-        ending = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        loop, ending = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ending.set)
-        await self.start()
-        await ending.wait()
+        asked = asyncio.ensure_future(ending.wait())
+        starting = asyncio.ensure_future(self.start())
+        await asyncio.wait([asked, starting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await asked
         await self.stop()
+        await asyncio.gather(starting, return_exceptions=True)
+
+    def _unstarted(self, what: str) -> None:
+        if self._life is not None:
+            raise BadRequest(self.name, f"the service has started; define its {what} before")
+
+
+@dataclass(slots=True)
+class _Life:
+    """From a start to the end of its stop."""
+
+    starting: asyncio.Future[None] | None = None
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    client: AsyncClient | None = None
+    host: Host | None = None
+    given_up: bool = False
+    closing: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def own_traceback(error: BaseException) -> str:
+    """The traceback of an error without the frames of the platform and of the event loop, who are
+    not to blame; only what was raised, where nobody else had a part in it."""
+    theirs = tuple(
+        os.path.dirname(str(module.__file__))
+        for module in (micro_ray, asyncio, sys.modules.get("uvloop"))
+        if module is not None
+    )
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*theirs, contextlib.__file__, "uvloop"))
+    ]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    return "".join([*(lines if frames else ()), *traceback.format_exception_only(error)])
+
+
+def _node(name: str) -> str:
+    return f"{name}-{os.urandom(8).hex()}"
+
+
+def _hook(what: str, function: Any) -> Any:
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{what}: {getattr(function, '__name__', function)!s} is not async")
+    return function
+
+
+def _path(service: str, path: str) -> str:
+    for template in path.split(","):
+        if not template.strip().startswith("/"):
+            raise BadRequest(service, f"path {template.strip()[:80]!r} does not begin with '/'")
+    return path
+
+
+def _methods(service: str, method: str) -> str:
+    from micro_ray.api.paths import METHODS  # late: only who binds paths needs the door's rules
+
+    methods = [one.strip().upper() for one in method.split(",")]
+    for one in methods:
+        if one not in METHODS:
+            raise BadRequest(service, f"method {one[:20]!r} is none of {', '.join(METHODS)}")
+    return ",".join(methods)

@@ -1,16 +1,23 @@
-"""A whole platform inside one process, for the tests of services: registry, router and a store in
-memory over real frames, up in well under a second, no Ray.
+"""A whole platform inside one process, for the tests of services: registry, router, network and a
+store in memory over real frames, up in well under a second, no Ray.
 
-::
+In async tests::
 
     async def test_hello():
         async with platform() as here:
             await here.serve(service)
             assert await here.client.call("helloworld", "call", {"name": "Alice"}) == {...}
+
+In any test, the pytest fixture ``micro`` (see ``fixture.py``)::
+
+    def test_hello(micro):
+        micro.serve(service)
+        assert micro.call("helloworld", "call", {"name": "Alice"}) == {...}
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,6 +25,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from micro_ray.errors import Unavailable
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router.derive import Router
@@ -37,6 +45,9 @@ from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.router import Follower
 
 __all__ = ["Here", "platform"]
+
+#: Seconds within which what was started must be known.
+WAIT = 10.0
 
 
 class Here:
@@ -59,8 +70,7 @@ class Here:
                 registry_addresses=boot.registry,
                 run_dir=boot.run,
                 namespace=boot.namespace,
-                drain=5.0,
-                **options,
+                **{"drain": 5.0, **options},
             )
         )
 
@@ -71,9 +81,15 @@ class Here:
         await self.known(service.name)
 
     async def known(self, service: str) -> None:
-        """Wait until the client's table has a service."""
-        while service not in await self.client.services():
-            await self.client.table.changed()
+        """Wait until the client's table has a service, ten seconds at most: raises Unavailable
+        then."""
+        try:
+            async with asyncio.timeout(WAIT):
+                while service not in await self.client.services():
+                    await self.client.table.changed()
+        except TimeoutError:
+            there = ", ".join(await self.client.services())
+            raise Unavailable("platform", f"{service} did not appear; there is {there}") from None
 
     async def network(self) -> Network:
         """A caller with a table of its own."""
@@ -103,7 +119,7 @@ async def platform() -> AsyncIterator[Here]:
             here = Here(boot, stack)
             stack.push_async_callback(here.registry.close)
             face = registry_face.endpoints(here.registry)
-            await here.host("registry", face, socket_name="registry-0")
+            registry = await here.host("registry", face, socket_name="registry-0", drain=0.0)
             remote = RemoteRegistry(WireDialer(), boot.registry)
             stack.push_async_callback(remote.close)
             router = await stack.enter_async_context(Router(remote))
@@ -113,4 +129,7 @@ async def platform() -> AsyncIterator[Here]:
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
             await here.known("store")
+            # At the end the registry goes first, once all services have left: nobody is to be told
+            # that the others go.
+            stack.push_async_callback(registry.close)
             yield here

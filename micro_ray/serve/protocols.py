@@ -18,7 +18,7 @@ from typing import Any
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
@@ -145,6 +145,7 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
         self._beside = 0  # bytes since the body's last own byte
         self._refusal: tuple[int, str] | None = None
         self._leaving = False
+        self._active: RequestResponseCycle | None = None  # the one being answered
         self._extensions: dict[str, Any] = {GONE: self.gone}
 
     # -- arriving --------------------------------------------------------------------------------
@@ -217,6 +218,8 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
             raise _Refusal(405, "CONNECT is not served")
         super().on_headers_complete()
         if not self.parser.should_upgrade():
+            if not self.pipeline:
+                self._active = self.cycle
             self.headers = []  # trailers are no headers: they stay out of the scope's list
             if self._leaving:
                 self.cycle.keep_alive = False
@@ -259,9 +262,9 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
         self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def on_response_complete(self) -> None:
-        following = bool(self.pipeline)
+        following = self._active = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        if following or self.transport.is_closing():
+        if following is not None or self.transport.is_closing():
             return
         if self._refusal is not None:
             self._say()
@@ -274,6 +277,7 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+        self._cut()
         super().connection_lost(exc)
 
     # -- refusing --------------------------------------------------------------------------------
@@ -321,10 +325,12 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
         self._late = self.loop.call_later(LINGER, self.transport.abort)
 
     def _cut(self) -> None:
-        """The application's client is gone from here on."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        """The application's client is gone from here on. uvicorn says so to the newest request
+        only, which is not the one being answered where several were sent at once."""
+        for cycle in (self._active, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     # -- leaving ---------------------------------------------------------------------------------
 
@@ -355,7 +361,7 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
 
     def give_up(self) -> None:
         """The time to finish is over."""
-        cycle = self.cycle
+        cycle = self._active
         if cycle is not None and not cycle.response_complete and not cycle.response_started:
             self.transport.write(_answer(502, "the door was stopped before the answer came"))
             self._cut()

@@ -327,7 +327,7 @@ async def _on_disk(path: Path, do: Callable[P, T], *args: P.args, **kwargs: P.kw
 async def _pour(path: Path, chunks: AsyncIterable[bytes]) -> int:
     """A new file with these bytes, on disk under its name when this returns; its size."""
     size = 0
-    out = await _on_disk(path, path.open, "xb")
+    out = await _opened(path)
     try:
         async for chunk in checks.blob_chunks(chunks):
             size += len(chunk)
@@ -337,6 +337,17 @@ async def _pour(path: Path, chunks: AsyncIterable[bytes]) -> int:
         with contextlib.suppress(OSError):  # what could not be flushed was said above
             await asyncio.to_thread(out.close)
     return size
+
+
+async def _opened(path: Path) -> BinaryIO:
+    """A new file. Who is cancelled meanwhile leaves none open: the thread goes on and makes it."""
+    opening = asyncio.ensure_future(_on_disk(path, path.open, "xb"))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(MicroError):
+            await asyncio.to_thread((await opening).close)
+        raise
 
 
 def _settle(out: BinaryIO, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from micro_ray.errors import Cancelled, InternalError, MicroError, TooLarge, TooManyRequests
 from micro_ray.wire.protocol import (
     BARE,
+    COST,
     END,
     MAX_CREDIT,
     MORE,
@@ -41,7 +42,6 @@ class Channel:
         "inbox",
         "local_done",
         "owed",
-        "part_size",
         "parts",
         "remote_done",
         "send_waiter",
@@ -56,8 +56,7 @@ class Channel:
         self.deadline = deadline
         # Each message with the bytes of credit that are due when it is taken.
         self.inbox: deque[tuple[bytes, int]] = deque()
-        self.parts: list[bytes] | None = None
-        self.part_size = 0
+        self.parts: bytearray | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.error: MicroError | None = None
         self.remote_done = False
@@ -80,30 +79,29 @@ class Channel:
         """
         if self.error is not None:
             return  # nobody will take it
-        size = len(payload)
         connection = self.connection
-        self.held += size
+        size = len(payload)
+        cost = 0 if flags & BARE else size + COST
+        self.held += cost
         if self.held > connection.limits.window:
             raise ProtocolError(f"stream {self.stream}: sent beyond its credit")
         if flags & _PARTIAL:
             self._check_flags(flags, size)
-        connection.buffered += size
-        if flags & MORE or self.parts is not None:
-            self._assemble(payload)
-        if connection.buffered > connection.limits.max_buffered:
-            self._crowded(size)
         if flags & MORE:
+            self._assemble(payload)
             # The rest of a message must be able to come, but not while others wait to be taken.
             if self.inbox:
-                self.deferred += size
+                self.deferred += cost
             else:
-                self._give(size)
+                self._give(cost)
             return
         if not flags & BARE:
             if self.parts is not None:
-                payload = b"".join(self.parts)
-                self.parts, self.part_size = None, 0
-            self.inbox.append((payload, size))
+                payload = self._assembled(payload)
+            connection.buffered += len(payload) + COST
+            if connection.buffered > connection.limits.max_buffered:
+                self._check_room(len(payload) + COST)
+            self.inbox.append((payload, cost))
         if flags & END:
             self.remote_done = True
         self.wake()
@@ -111,28 +109,35 @@ class Channel:
     def _check_flags(self, flags: int, size: int) -> None:
         if flags & BARE and (size or flags & MORE or self.parts is not None):
             raise ProtocolError(f"stream {self.stream}: a BARE frame with or within a message")
-        if flags & MORE and flags & END:
-            raise ProtocolError(f"stream {self.stream}: a last frame with MORE to come")
+        if flags & MORE and (flags & END or not size):
+            raise ProtocolError(f"stream {self.stream}: MORE on the last frame or an empty one")
 
     def _assemble(self, payload: bytes) -> None:
-        if self.parts is None:
-            self.parts = []
-        self.parts.append(payload)
-        self.part_size += len(payload)
-        limit = self.connection.limits.max_message
-        if self.part_size > limit:
-            raise TooLarge("wire", f"message over {limit} bytes")
-
-    def _crowded(self, size: int) -> None:
-        """Credit bounds what one stream may send, this bounds what all may. A message of many
+        """Credit bounds what one stream may send, ``max_buffered`` what all may. A message of many
         frames is given credit before it is taken, so it is the first to go."""
-        connection = self.connection
-        most = connection.limits.max_buffered
+        connection, limits = self.connection, self.connection.limits
         if self.parts is None:
-            if connection.buffered <= 2 * most:
-                return
+            self.parts = bytearray()
+        self.parts += payload
+        connection.buffered += len(payload)
+        if len(self.parts) > limits.max_message:
+            raise TooLarge("wire", f"message over {limits.max_message} bytes")
+        if connection.buffered > limits.max_buffered:
+            raise _crowded(limits.max_buffered)
+
+    def _assembled(self, payload: bytes) -> bytes:
+        self._assemble(payload)
+        assert self.parts is not None
+        whole = bytes(self.parts)
+        self._forget_parts()
+        return whole
+
+    def _check_room(self, size: int) -> None:
+        """Nobody takes anything on this connection, but new messages still have credit."""
+        connection = self.connection
+        if connection.buffered > 2 * connection.limits.max_buffered:
             connection.buffered -= size
-        raise TooManyRequests("wire", f"over {most} bytes unread on this connection", 0.1)
+            raise _crowded(connection.limits.max_buffered)
 
     def _give(self, size: int) -> None:
         """Give credit back for ``size`` bytes."""
@@ -169,7 +174,7 @@ class Channel:
                 if self.waiter is waiter:
                     self.waiter = None
         message, size = self.inbox.popleft()
-        self.connection.buffered -= len(message)
+        self.connection.buffered -= len(message) + COST
         if not self.inbox:
             size, self.deferred = size + self.deferred, 0
         self._give(size)
@@ -186,14 +191,14 @@ class Channel:
         connection = self.connection
         size = len(message)
         if (
-            size <= self.credit
+            size + COST <= self.credit
             and size <= connection.peer_frame
             and self.sending is None
             and not connection.paused
         ):
             self.check()
             frame = encode_frame(_DATA, flags, self.stream, message)
-            self.credit -= size
+            self.credit -= size + COST
             if flags & END:
                 self.local_done = True
             connection.write(frame)
@@ -211,15 +216,15 @@ class Channel:
         begun = False
         try:
             while True:
-                while connection.paused or (view.nbytes and not self.credit):
+                while connection.paused or self.credit < COST + min(1, view.nbytes):
                     self.check()
                     await self._room()
                 self.check()
-                size = min(view.nbytes, self.credit, connection.peer_frame)
+                size = min(view.nbytes, self.credit - COST, connection.peer_frame)
                 last = size == view.nbytes
                 part = flags if last else MORE
                 connection.write(encode_frame(_DATA, part, self.stream, bytes(view[:size])))
-                self.credit -= size
+                self.credit -= size + COST
                 if last:
                     if flags & END:
                         self.local_done = True
@@ -281,10 +286,15 @@ class Channel:
     def discard(self) -> None:
         """Forget what was not received: nobody will take it."""
         for message, _ in self.inbox:
-            self.connection.buffered -= len(message)
+            self.connection.buffered -= len(message) + COST
         self.inbox.clear()
         self._forget_parts()
 
     def _forget_parts(self) -> None:
-        self.connection.buffered -= self.part_size
-        self.parts, self.part_size = None, 0
+        if self.parts is not None:
+            self.connection.buffered -= len(self.parts)
+            self.parts = None
+
+
+def _crowded(most: int) -> TooManyRequests:
+    return TooManyRequests("wire", f"over {most} bytes unread on this connection", 0.1)

@@ -20,6 +20,7 @@ from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
 from micro_ray.wire.protocol import (
     BARE,
+    COST,
     END,
     MAX_TIMEOUT_MS,
     MORE,
@@ -44,13 +45,12 @@ _SHAPE = END | MORE | BARE
 class _Unary:
     """One call with one message each way: the answer resolves ``future`` from the parser."""
 
-    __slots__ = ("deadline", "future", "parts", "size")
+    __slots__ = ("deadline", "future", "parts")
 
     def __init__(self, future: asyncio.Future[bytes], deadline: float | None) -> None:
         self.future = future
         self.deadline = deadline
-        self.parts: list[bytes] | None = None
-        self.size = 0
+        self.parts: bytearray | None = None
 
 
 class _Outgoing(Channel):
@@ -108,6 +108,10 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         if not self.is_lost and not self._shut:
             self.flushed = self.next
 
+    def abort(self, error: ProtocolError) -> None:
+        self.refusal = f"the connection to {self.address} was given up ({error})"
+        super().abort(error)
+
     def shut(self) -> None:
         self.going = True
         super().shut()
@@ -154,9 +158,8 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
     def _take(self, stream: int) -> _Unary | _Outgoing | None:
         """A call that is under way, out of the list."""
         item = self.streams.pop(stream, None)
-        if type(item) is _Unary and item.size:
-            self.buffered -= item.size
-            item.size = 0
+        if type(item) is _Unary and item.parts is not None:
+            self.buffered -= len(item.parts)
         return item
 
     def on_data(self, flags: int, stream: int, payload: bytes) -> None:
@@ -187,16 +190,18 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
                 del self.streams[stream]
             else:
                 self._take(stream)
-                item.parts.append(payload)
-                payload = b"".join(item.parts)
+                item.parts += payload
+                if len(item.parts) > self.limits.max_message:
+                    _fail(item, self._too_large())
+                payload = bytes(item.parts)
             if not item.future.done():
                 item.future.set_result(payload)
             if self.going:
                 self._leave_if_idle()
         elif flags & BARE and (item.parts is not None or payload or flags & MORE):
             raise ProtocolError(f"stream {stream}: a BARE frame with or within a message")
-        elif flags & MORE and flags & END:
-            raise ProtocolError(f"stream {stream}: a last frame with MORE to come")
+        elif flags & MORE and (flags & END or not payload):
+            raise ProtocolError(f"stream {stream}: MORE on the last frame or an empty one")
         elif flags & END:
             self._take(stream)
             _fail(item, BadGateway("wire", f"{self.address} ended the call without an answer"))
@@ -211,13 +216,12 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         """A part of a long answer. Who called takes it whole, so the next may come at once."""
         limits, size = self.limits, len(payload)
         if item.parts is None:
-            item.parts = []
-        item.parts.append(payload)
-        item.size += size
+            item.parts = bytearray()
+        item.parts += payload
         self.buffered += size
         error: MicroError | None = None
-        if item.size > limits.max_message:
-            error = TooLarge("wire", f"answer over {limits.max_message} bytes")
+        if len(item.parts) > limits.max_message:
+            error = self._too_large()
         elif self.buffered > limits.max_buffered:
             error = TooManyRequests(
                 "wire", f"over {limits.max_buffered} bytes unread on this connection", 0.1
@@ -225,8 +229,12 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         if error is not None:
             self.forget(stream)
             _fail(item, error)
-        elif size:
-            self.write(encode_frame(Kind.WINDOW, 0, stream, size.to_bytes(4, "big")))
+        else:
+            credit = (size + COST).to_bytes(4, "big")
+            self.write(encode_frame(Kind.WINDOW, 0, stream, credit))
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge("wire", f"answer over {self.limits.max_message} bytes")
 
     def on_error(self, stream: int, payload: bytes) -> None:
         error = decode_error(payload)
@@ -311,7 +319,7 @@ class WirePeer(Peer):
         if connection.paused or connection.going:
             await connection.room(deadline)
         size = len(body)
-        if size > connection.peer_frame or size > connection.peer_window:
+        if size > connection.peer_frame or size + COST > connection.peer_window:
             return await self._call_large(header, deadline, body)
         future: asyncio.Future[bytes] = connection.loop.create_future()
         stream = connection.open_stream(_Unary(future, deadline))
@@ -343,7 +351,7 @@ class WirePeer(Peer):
             answer = await stream.receive()
             if answer is None:
                 raise BadGateway("wire", f"{connection.address} ended the call without an answer")
-            if not channel.remote_done:
+            if channel.inbox or not channel.remote_done:
                 raise _is_stream()
             return answer
 

@@ -206,7 +206,8 @@ class Endpoints:
     def _build(self, name: str, function: Callable[..., Any]) -> tuple[_Shape, Serve]:
         where = f"{self.service}.{name}"
         shape = _shape(where, function)
-        request, response = codec(shape.request, where), codec(shape.response, where)
+        request = codec(shape.request, where, f"parameter {shape.argument}")
+        response = codec(shape.response, where, "the answer")
         invoke = _invoker(function, shape)
         make = {
             "": _unary,

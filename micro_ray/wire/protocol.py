@@ -22,10 +22,14 @@ from micro_ray.network import Refused
 __all__ = [
     "ACK",
     "BARE",
+    "COST",
     "END",
     "HEAD_SIZE",
+    "LEAST",
     "MAGIC",
+    "MAX_CREDIT",
     "MAX_HEADER",
+    "MAX_PING",
     "MAX_TIMEOUT_MS",
     "MORE",
     "VERSION",
@@ -75,6 +79,9 @@ _LAST_KIND = max(Kind)
 MAX_HEADER = 2**16 - 1
 #: Longest timeout of a call, 49 days.
 MAX_TIMEOUT_MS = 2**32 - 1
+#: Credit that a frame with a message or a part of one takes beside its payload: what a receiver
+#: spends on it. A million empty messages are not for nothing.
+COST = 64
 #: Most credit that one side of a stream may have.
 MAX_CREDIT = 2**31 - 1
 #: No limit may be smaller: what the protocol itself sends must fit.

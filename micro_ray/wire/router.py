@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from micro_ray.errors import MicroError
-from micro_ray.network import Dialer
+from micro_ray.network import Dialer, Stream
 from micro_ray.router import Delta, Entry, Filter, Route
 from micro_ray.router.parts import join, split
 from micro_ray.router.table import Table
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between attempts when no router answers: first, and at most.
 BACKOFF = (0.01, 1.0)
+#: Seconds to stay with a router that reaches no registry, when none of the others did.
+PATIENCE = 10.0
 
 
 def endpoints(router: Router) -> Endpoints:
@@ -80,7 +82,8 @@ def endpoints(router: Router) -> Endpoints:
 
 
 class Follower:
-    """An ``async with`` that keeps ``table`` as the first router that answers has it.
+    """An ``async with`` that keeps ``table`` as the first router that answers has it; one that
+    follows a registry is preferred to one that does not.
 
     It never raises: with no router in reach the table stays as it is, marked stale, and attempts go
     on. ``ready`` is set once a table that followed a registry has come.
@@ -91,6 +94,8 @@ class Follower:
         self._addresses = list(addresses)
         self._table = table
         self._task: asyncio.Task[None] | None = None
+        #: Stale deltas in a row.
+        self._stale = 0
         self.ready = asyncio.Event()
 
     async def __aenter__(self) -> Follower:
@@ -123,19 +128,41 @@ class Follower:
             pause = min(pause * 2, BACKOFF[1])
 
     async def _watch(self, direct: Direct) -> None:
+        """Follow one router until it ends, sends what does not follow, or has been out of reach of
+        the registry for longer than another may be."""
         async with await direct.open("Router.Watch") as stream:
             await stream.send(encode({}))
             await stream.end()
             parts: list[Delta] = []
-            async for message in stream:
+            patience: float | None = None
+            while (message := await self._receive(stream, patience)) is not None:
                 parts.append(decode(message, Delta, "router"))
                 if parts[-1].more:
                     continue
                 delta, parts = join(parts), []
                 if delta.full and delta.stale and len(delta.routes) < self._table.size:
                     # A router that has just started knows less than this table does.
-                    continue
-                if not self._table.apply(delta):
+                    log.debug("a router without a registry has nothing to tell")
+                elif not self._table.apply(delta):
                     return  # not ours to follow: connect again for a full table
-                if not delta.stale:
+                if delta.stale:
+                    self._stale += 1
+                    patience = self._patience()
+                else:
+                    self._stale, patience = 0, None
                     self.ready.set()
+
+    async def _receive(self, stream: Stream, patience: float | None) -> bytes | None:
+        try:
+            async with asyncio.timeout(patience):
+                return await stream.receive()
+        except TimeoutError:
+            return None
+
+    def _patience(self) -> float | None:
+        """How long to stay with a router that reaches no registry: not at all while there are
+        others that may, for a while when none of them does."""
+        others = len(self._addresses) - 1
+        if not others:
+            return None
+        return PATIENCE if self._stale > others else 0.0

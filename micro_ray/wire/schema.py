@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
+from micro_ray.wire.defaults import filler
 
 __all__ = ["JSON", "MSGPACK", "Codec", "codec"]
 
@@ -75,9 +76,9 @@ class Codec:
     encode: Encode
 
 
-def codec(kind: Any, where: str) -> Codec:
-    """The codec of a type; ``where`` names the endpoint in errors. Raises TypeError for types that
-    cannot cross."""
+def codec(kind: Any, where: str, what: str = "") -> Codec:
+    """The codec of a type; ``where`` names the endpoint in errors, ``what`` the parameter. Raises
+    TypeError for types that cannot cross."""
     if kind is bytes:
         binary = {"type": "string", "contentEncoding": "binary"}
         return Codec(schema=binary, decode=_raw_decode, encode=_raw_encode(where))
@@ -87,15 +88,25 @@ def codec(kind: Any, where: str) -> Codec:
         return _pydantic_codec(kind, where)
     try:
         schema = _bounded(_schema(kind))
-        json = msgspec.json.Decoder(kind, dec_hook=_decode_model)
-        msgpack = msgspec.msgpack.Decoder(kind, dec_hook=_decode_model)
-    except TypeError as error:
-        raise TypeError(f"{where}: {kind!r} cannot be an endpoint's type: {error}") from None
+        json = _whole(kind, msgspec.json.Decoder(kind, dec_hook=_decode_model).decode)
+        msgpack = _whole(kind, msgspec.msgpack.Decoder(kind, dec_hook=_decode_model).decode)
+    except (TypeError, NameError) as error:
+        raise _no_type(kind, where, what, error) from None
     return Codec(
         schema=schema,
-        decode=_decoder(json.decode, msgpack.decode, where),
+        decode=_decoder(json, msgpack, where),
         encode=_encoder(where),
     )
+
+
+def _whole(kind: Any, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    fill = filler(kind)
+    return decode if fill is None else lambda body: fill(decode(body))
+
+
+def _no_type(kind: Any, where: str, what: str, error: Exception) -> TypeError:
+    why = str(error).splitlines()[-1]
+    return TypeError(f"{where}: {what} of type {kind!r} cannot cross: {why}")
 
 
 def _schema(kind: Any) -> dict[str, Any]:
@@ -236,7 +247,12 @@ def _empty(value: Any, content: str) -> bytes:
 
 def kind_of_fields(where: str, fields: list[tuple[str, Any, Any]]) -> Any:
     """A struct type of plain parameters: (name, type, default or ``msgspec.NODEFAULT``). Raises
-    TypeError for a default that cannot be one."""
+    TypeError for a type that cannot cross and for a default that cannot be one."""
+    for field, kind, _ in fields:
+        try:
+            _schema(kind)
+        except (TypeError, NameError) as error:
+            raise _no_type(kind, where, f"parameter {field}", error) from None
     defined: list[Any] = [
         (field, kind) if default is msgspec.NODEFAULT else (field, kind, default)
         for field, kind, default in fields

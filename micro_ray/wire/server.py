@@ -51,7 +51,7 @@ CLOSING = 3.0
 class Incoming(Channel):
     """One call being served."""
 
-    __slots__ = ("broken", "expired", "head", "task")
+    __slots__ = ("begun", "broken", "expired", "head", "task")
 
     connection: ServerConnection
 
@@ -61,8 +61,11 @@ class Incoming(Channel):
         super().__init__(connection, stream, deadline)
         self.head = head
         self.task: asyncio.Task[None] | None = None
-        self.expired = False
+        #: Whether the handler has begun, whether the call was ended from outside of it, and
+        #: whether that was the deadline.
+        self.begun = False
         self.broken = False
+        self.expired = False
 
     @property
     def call(self) -> Call:
@@ -131,13 +134,14 @@ class ServerConnection(Connection[Incoming]):
         if head.timeout_ms > 0:
             deadline = time.monotonic() + head.timeout_ms / 1000
         incoming = Incoming(self, stream, deadline, head)
-        self.streams[stream] = incoming
-        self.server.started()
         try:
             incoming.feed(flags, body)
         except MicroError as error:
-            self._finish(incoming, error)
+            incoming.discard()
+            self._tell(stream, error)
             return
+        self.streams[stream] = incoming
+        self.server.started()
         if deadline is not None:
             self.watch_deadline(deadline)
         incoming.task = self.loop.create_task(self._run(incoming))
@@ -164,6 +168,9 @@ class ServerConnection(Connection[Incoming]):
         self.write(frame)
 
     async def _run(self, incoming: Incoming) -> None:
+        if incoming.broken:
+            return
+        incoming.begun = True
         error: MicroError | None = None
         try:
             await self.server.handler(incoming)
@@ -176,10 +183,10 @@ class ServerConnection(Connection[Incoming]):
                 error = Cancelled(incoming.head.service, "the service gave the call up")
         except Exception as raised:
             log.exception("%s raised", incoming.head.endpoint)
-            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+            error = InternalError(incoming.head.service, _said(raised))
         except BaseException as raised:  # SystemExit of a handler must not end the server silently
-            log.error("%s raised %r", incoming.head.endpoint, raised)
-            error = InternalError(incoming.head.service, f"{type(raised).__name__}: {raised}")
+            log.error("%s raised %s", incoming.head.endpoint, _said(raised))
+            error = InternalError(incoming.head.service, _said(raised))
         self._finish(incoming, error)
 
     def _finish(self, incoming: Incoming, error: MicroError | None) -> None:
@@ -247,8 +254,17 @@ class ServerConnection(Connection[Incoming]):
         if tell and not incoming.local_done and incoming.error is None:
             self._tell(incoming.stream, error)
         incoming.fail(error)
-        if incoming.task is not None:
+        self.cancel(incoming)
+
+    def cancel(self, incoming: Incoming) -> None:
+        """Cancel a handler. One that has not begun will not: to cancel a task before its first step
+        is to leave out what it does at its end."""
+        if incoming.begun:
+            assert incoming.task is not None
             incoming.task.cancel()
+        else:
+            incoming.broken = True
+            self._finish(incoming, Refused("wire", "this node is closing", 0.0))
 
     def give_up(self, channel: Channel, error: MicroError) -> None:
         self._tell(channel.stream, error)
@@ -267,6 +283,15 @@ class ServerConnection(Connection[Incoming]):
         if self.has_greeted and not self.draining:
             self.draining = True
             self.write(encode_frame(Kind.GOAWAY, 0, self.last))
+
+
+def _said(raised: BaseException) -> str:
+    """An exception in a line, also one that cannot say what it is."""
+    try:
+        text = str(raised)
+    except Exception:
+        text = "it cannot say what"
+    return f"{type(raised).__name__}: {text}"
 
 
 class Server:
@@ -356,9 +381,10 @@ class Server:
         every = [*self.connections, *self.leaving]
         for connection in every:
             connection.shut()
-        tasks = [i.task for c in every for i in c.streams.values() if i.task is not None]
-        for task in tasks:
-            task.cancel()
+        calls = [(c, incoming) for c in every for incoming in c.streams.values()]
+        tasks = [incoming.task for _, incoming in calls if incoming.task is not None]
+        for connection, incoming in calls:
+            connection.cancel(incoming)
         waits = [*tasks, *(connection.lost for connection in every)]
         if not waits:
             return
@@ -434,6 +460,8 @@ def _make_way(path: str) -> None:
                 os.unlink(path)
         except FileNotFoundError:
             return
+        except BlockingIOError:
+            raise Conflict("wire", f"another process listens on {path} and is busy") from None
         except OSError as error:
             raise Conflict("wire", f"{path} is in the way: {error.strerror or error}") from None
         else:

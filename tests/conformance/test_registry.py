@@ -111,9 +111,9 @@ async def test_a_registration_ends_with_its_ttl_and_within_a_second(
     await registry.register(instance(node="long"), ttl=50)
     await registry.register(instance(node="witness"), ttl=4.8)
     ticks.now += 4.9
-    await eventually(lambda: _ids(registry, ["short", "long"]), within=1)
+    await eventually(lambda: _ids(registry, ["short", "long"]), within=1.5)
     ticks.now += 0.2
-    await eventually(lambda: _ids(registry, ["long"]), within=1)
+    await eventually(lambda: _ids(registry, ["long"]), within=1.5)
 
 
 async def test_an_identical_registration_renews(registry: Registry, ticks: Clock) -> None:
@@ -122,16 +122,16 @@ async def test_an_identical_registration_renews(registry: Registry, ticks: Clock
     ticks.now += 4
     await registry.register(instance(), ttl=10)
     ticks.now += 9.5  # 13.5: the first TTL and the witness's have passed, the second has not
-    await eventually(lambda: _ids(registry, ["n1"]), within=1)
+    await eventually(lambda: _ids(registry, ["n1"]), within=1.5)
     ticks.now += 1
-    await eventually(lambda: _ids(registry, []), within=1)
+    await eventually(lambda: _ids(registry, []), within=1.5)
 
 
 async def test_an_identical_registration_may_shorten(registry: Registry, ticks: Clock) -> None:
     await registry.register(instance(), ttl=3600)
     await registry.register(instance(), ttl=1)
     ticks.now += 1.1
-    await eventually(lambda: _ids(registry, []), within=1)
+    await eventually(lambda: _ids(registry, []), within=1.5)
 
 
 async def test_renewing_is_for_the_ttl_of_each(registry: Registry, ticks: Clock) -> None:
@@ -142,23 +142,23 @@ async def test_renewing_is_for_the_ttl_of_each(registry: Registry, ticks: Clock)
     assert await registry.renew("micro", ["a", "zz", "b", "yy"]) == ["zz", "yy"]
     assert await registry.renew("micro", []) == []
     ticks.now += 3  # 7: c has ended, a lives until 9, b until 24
-    await eventually(lambda: _ids(registry, ["a", "b"]), within=1)
+    await eventually(lambda: _ids(registry, ["a", "b"]), within=1.5)
     ticks.now += 3
-    await eventually(lambda: _ids(registry, ["b"]), within=1)
+    await eventually(lambda: _ids(registry, ["b"]), within=1.5)
     ticks.now += 15
-    await eventually(lambda: _ids(registry, []), within=1)
+    await eventually(lambda: _ids(registry, []), within=1.5)
     assert await registry.renew("micro", ["a", "b"]) == ["a", "b"]
 
 
 async def test_a_node_that_ended_may_come_again(registry: Registry, ticks: Clock) -> None:
     await registry.register(instance(), ttl=1)
     ticks.now += 2
-    await eventually(lambda: _ids(registry, []), within=1)
+    await eventually(lambda: _ids(registry, []), within=1.5)
     await registry.register(instance(), ttl=30)
     ticks.now += 20
     await registry.register(instance(node="witness"), ttl=1)
     ticks.now += 2
-    await eventually(lambda: _ids(registry, ["n1"]), within=1)
+    await eventually(lambda: _ids(registry, ["n1"]), within=1.5)
 
 
 async def _ids(registry: Registry, wanted: list[str]) -> bool:

@@ -169,7 +169,7 @@ async def test_a_deadline_ends_the_whole_chain(here: Here, chain: list[dict[str,
     begun = time.monotonic()
     with pytest.raises(Timeout):
         await here.client.call("front", "call", {"hang": True}, timeout=0.3)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 3
     assert len(chain) == 3
 
     async def idle() -> bool:

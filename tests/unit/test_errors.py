@@ -26,7 +26,9 @@ def test_each_code_has_one_class_and_a_grpc_status() -> None:
         assert cls.grpc in statuses
         assert cls.__name__ in errors.__all__
         assert type(make(code, "x", "y")) is cls
-    assert len(errors.CODES) == len(MicroError.__subclasses__())
+    # Not those that Ray derives from a class to hand an error over.
+    own = [cls for cls in MicroError.__subclasses__() if cls.__module__ == errors.__name__]
+    assert len(errors.CODES) == len(own)
 
 
 @pytest.mark.parametrize(

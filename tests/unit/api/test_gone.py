@@ -42,6 +42,16 @@ async def test_a_unary_call(door: Door, probe: Probe, how: str) -> None:
     assert await door.alive()
 
 
+async def test_a_call_with_others_behind_it(door: Door, probe: Probe) -> None:
+    """Sent at once; the first is being served, the others are never begun."""
+    async with door.line() as line:
+        sent = (f"GET /echo/hang?name=piped-{i} HTTP/1.1\r\nHost: x\r\n\r\n" for i in range(3))
+        await line.send("".join(sent).encode())
+        await eventually(lambda: probe.begun["piped-0"] == 1)
+    await gone(probe, door, "piped-0")
+    assert probe.begun["piped-1"] == probe.begun["piped-2"] == 0
+
+
 async def test_the_count_says_so(door: Door, probe: Probe) -> None:
     text = (await door.http.get("/metrics")).text
     rows = [row for row in text.splitlines() if row.startswith("micro_api_requests_total")]

@@ -26,9 +26,9 @@ async def counted(network: Network, calls: int = 200, **options: Any) -> Counter
 async def test_the_less_loaded_node_gets_more(fleet: Fleet) -> None:
     """Two slow nodes and a quick one, 30 calls at a time."""
     spots = await fleet.spots("quick", "slow-1", "slow-2")
-    spots[0].delay, spots[1].delay, spots[2].delay = 0.002, 0.02, 0.02
+    spots[0].delay, spots[1].delay, spots[2].delay = 0.001, 0.2, 0.2
     network = fleet.network()
-    left = 600
+    left = 300
 
     async def work() -> None:
         nonlocal left
@@ -48,9 +48,12 @@ async def test_a_stuck_node_gets_no_more_than_its_share_of_what_is_under_way(
     stuck.hold.clear()
     network = fleet.network()
     calls = [asyncio.create_task(who(network)) for _ in range(200)]
+    await eventually(lambda: sum(call.done() for call in calls) == len(good.finished) > 0)
     await eventually(lambda: len(good.finished) + len(stuck.started) == 200)
+    await eventually(lambda: network.nodes()[0].in_flight == 0)
     # Sent in one go they are even; afterwards every call goes to the one that answers.
     before = len(stuck.started)
+    assert before == 100
     assert await counted(network, 50) == {"good": 50}
     assert len(stuck.started) == before
     stuck.hold.set()
@@ -156,7 +159,7 @@ async def test_a_version_that_there_is_not(fleet: Fleet) -> None:
         await who(network, filter=Filter(node="c"))
     with pytest.raises(NotFound, match="no service 'greter'; did you mean greeter"):
         await network.call("greter", "X.Y", b"", filter=Filter(version="1"))
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 1.5
 
 
 async def test_a_version_whose_nodes_are_being_replaced_is_waited_for(fleet: Fleet) -> None:
@@ -199,7 +202,7 @@ async def test_an_unknown_service_says_what_is_near(fleet: Fleet) -> None:
     with pytest.raises(NotFound) as caught:
         await network.call("x" * 100_000, "X.Y", b"{}")
     assert len(caught.value.detail) < 200
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 1.5
 
 
 async def test_a_known_service_without_nodes_is_waited_for(fleet: Fleet) -> None:
@@ -217,7 +220,7 @@ async def test_but_not_for_ever(fleet: Fleet) -> None:
     network = fleet.network()
     begun = time.monotonic()
     results = await asyncio.gather(who(network), who(network, timeout=0.2), return_exceptions=True)
-    assert WAIT - 0.1 < time.monotonic() - begun < WAIT + 0.5
+    assert WAIT - 0.1 < time.monotonic() - begun < WAIT + 3
     for result in results:
         assert isinstance(result, Unavailable)
         assert "greeter has no node just now" in result.detail
@@ -230,7 +233,7 @@ async def test_a_service_that_goes_while_it_is_waited_for(fleet: Fleet) -> None:
     await asyncio.sleep(0)
     fleet._apply(gone_entries=(("micro", "greeter", "latest"),))
     with pytest.raises(NotFound):
-        await asyncio.wait_for(call, 0.5)
+        await asyncio.wait_for(call, 1.5)
 
 
 async def test_without_a_table_calls_wait_for_one(fleet: Fleet) -> None:

@@ -39,7 +39,7 @@ async def test_a_slow_one_is_asked_elsewhere_and_given_up(fleet: Fleet) -> None:
     network = fleet.network()
     begun = time.monotonic()
     assert await hedged(network) == "second"
-    assert 0.04 < time.monotonic() - begun < 0.5
+    assert 0.04 < time.monotonic() - begun < 5
     assert (len(first.started), len(second.started)) == (1, 1)
     await eventually(lambda: first.endpoints.in_flight == 0)  # it was cancelled there
     assert first.finished == []
@@ -48,10 +48,14 @@ async def test_a_slow_one_is_asked_elsewhere_and_given_up(fleet: Fleet) -> None:
 
 async def test_the_first_answer_wins_whichever_it_is(fleet: Fleet) -> None:
     first, second = await pair(fleet)
-    first.delay, second.delay = 0.15, 5.0
-    network = fleet.network()
-    assert await hedged(network) == "first"
+    first.hold.clear()
+    second.hold.clear()
+    call = asyncio.create_task(hedged(fleet.network()))
+    await eventually(lambda: second.started)
+    first.hold.set()
+    assert await call == "first"
     await eventually(lambda: second.endpoints.in_flight == 0)
+    second.hold.set()
     assert len(second.started) == 1
 
 
@@ -71,20 +75,28 @@ async def test_without_another_node_there_is_no_second(fleet: Fleet) -> None:
 
 async def test_the_budget_bounds_it(fleet: Fleet) -> None:
     first, second = await pair(fleet)
-    first.delay = 0.1
+    first.hold.clear()
     network = fleet.network(retry_budget=0)
-    answers = await asyncio.gather(*(hedged(network, 0.02) for _ in range(50)))
+    calls = [asyncio.create_task(hedged(network, 0.02)) for _ in range(50)]
+    await eventually(lambda: sum(call.done() for call in calls) == Budget.RESERVE)
+    first.hold.set()
+    answers = await asyncio.gather(*calls)
     assert answers.count("second") == len(second.started) == Budget.RESERVE
 
 
 @pytest.mark.parametrize("slow", ["first", "second"])
 async def test_an_error_of_the_services_own_is_an_answer(fleet: Fleet, slow: str) -> None:
     first, second = await pair(fleet)
-    first.delay = 0.1
-    second.delay = 5.0 if slow == "second" else 0.0
     first.code, second.code = 404, 409
+    first.hold.clear()
+    second.hold.clear()
+    call = asyncio.create_task(hedged(fleet.network()))
+    await eventually(lambda: second.started)
+    (first if slow == "second" else second).hold.set()
     with pytest.raises(NotFound if slow == "second" else Conflict):
-        await asyncio.wait_for(hedged(fleet.network()), 2)
+        await asyncio.wait_for(call, 5)
+    first.hold.set()
+    second.hold.set()
 
 
 async def test_a_failure_waits_for_the_other(fleet: Fleet) -> None:
@@ -98,12 +110,28 @@ async def test_a_failure_waits_for_the_other(fleet: Fleet) -> None:
     first.hold.set()
 
 
+async def test_an_answer_is_preferred_to_a_failure_of_the_same_moment(fleet: Fleet) -> None:
+    first, second = await pair(fleet)
+    first.code = 502
+    network = fleet.network(retry_budget=0)
+    for _ in range(10):
+        network._budget._tokens = 1.0  # for the second, and none to try the first again
+        first.hold.clear()
+        second.hold.clear()
+        before = len(second.started)
+        call = asyncio.create_task(hedged(network, 0.01))
+        await eventually(lambda before=before: len(second.started) > before)
+        first.hold.set()
+        second.hold.set()
+        assert await call == "second"
+
+
 async def test_when_both_fail_the_failure_is_told(fleet: Fleet) -> None:
     first, second = await pair(fleet)
     first.code = second.code = 502
     first.delay = 0.1
     with pytest.raises(BadGateway):
-        await asyncio.wait_for(hedged(fleet.network()), 2)
+        await asyncio.wait_for(hedged(fleet.network()), 5)
 
 
 async def test_one_deadline_for_both(fleet: Fleet) -> None:
@@ -113,7 +141,7 @@ async def test_one_deadline_for_both(fleet: Fleet) -> None:
     begun = time.monotonic()
     with pytest.raises(Timeout):
         await hedged(fleet.network(), 0.1, timeout=0.3)
-    assert 0.25 < time.monotonic() - begun < 0.6
+    assert 0.25 < time.monotonic() - begun < 3
     (left,) = second.left
     assert left is not None
     assert left < 0.22

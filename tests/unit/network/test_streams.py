@@ -11,7 +11,7 @@ from micro_ray.errors import Cancelled, MicroError, NotFound, Timeout
 from micro_ray.network import Broken, Refused, Stream
 from micro_ray.network.network import Network
 from tests.fixtures.wait import eventually
-from tests.unit.network.conftest import Fleet
+from tests.unit.network.conftest import Fleet, who
 
 
 async def count(network: Network, to: int = 3, **options: object) -> Stream:
@@ -114,12 +114,15 @@ async def test_opening_resets_no_breaker(fleet: Fleet) -> None:
     """It is no answer yet: a node that takes streams and answers nothing is not well by that."""
     a, _ = await fleet.spots("a", "b")
     network = fleet.network()
+    await asyncio.gather(*(who(network) for _ in range(10)))
     a.hold.clear()
-    for _ in range(30):
+    for _ in range(100):
         with contextlib.suppress(Timeout):
-            await network.call("greeter", "Greeter.Who", b"{}", timeout=0.02)
+            await who(network, timeout=0.1)
         async with await count(network, 0):
             pass
+        if any(status.out for status in network.nodes()):
+            break
     assert [status.id for status in network.nodes() if status.out] == ["a"]
     a.hold.set()
 

@@ -88,7 +88,7 @@ async def test_it_renews_before_its_ttl(folder: Path) -> None:
     registry = MemoryRegistry()
     async with served(registry, folder / "r"), attached(folder / "r", ttl=1.0) as attachment:
         await asyncio.wait_for(attachment.ready.wait(), 5)
-        until = asyncio.get_running_loop().time() + 2.0
+        until = asyncio.get_running_loop().time() + 1.4
         start = await registry.snapshot()
         while asyncio.get_running_loop().time() < until:
             assert await registry.snapshot() == start

@@ -120,6 +120,19 @@ async def test_room_runs_out() -> None:
         assert [i.node.id for i in (await registry.snapshot()).instances] == ["b", "c"]
 
 
+async def test_history_is_kept_to_the_last_change() -> None:
+    registry = MemoryRegistry(capacity=Capacity(history=10))
+    async with closing(registry):
+        start = await registry.snapshot()
+        for number in range(15):
+            await registry.register(instance(node=f"n{number}"))
+        with pytest.raises(Conflict, match="revision 4 is no longer kept"):
+            await anext(registry.watch(epoch=start.epoch, revision=4))
+        watch = registry.watch(epoch=start.epoch, revision=5)
+        assert [(await anext(watch)).revision for _ in range(10)] == list(range(6, 16))
+        await watch.aclose()  # type: ignore[attr-defined]
+
+
 async def test_history_is_bounded_in_bytes_too() -> None:
     endpoint = Endpoint(name="A.B", request={"d": "x" * 1_000})
     registry = MemoryRegistry(capacity=Capacity(history=1_000, history_size=20_000))
@@ -135,14 +148,14 @@ async def test_history_is_bounded_in_bytes_too() -> None:
 
 async def test_a_registry_that_stood_still_drops_nobody_who_lives() -> None:
     """A process that was stopped, or starved, finds the leases over and the renewals unread."""
-    registry = MemoryRegistry()
+    registry = MemoryRegistry(sweep=0.1)
     async with closing(registry):
-        await registry.register(instance(node="alive"), ttl=1.2)
-        await registry.register(instance(node="dead"), ttl=1.2)
+        await registry.register(instance(node="alive"), ttl=1)
+        await registry.register(instance(node="dead"), ttl=1)
         await asyncio.sleep(0)  # its task is under way
-        time.sleep(2.5)  # noqa: ASYNC251 - the standstill itself
+        time.sleep(1.6)  # noqa: ASYNC251 - the standstill itself
         asyncio.get_running_loop().call_later(
-            0.6, lambda: asyncio.ensure_future(registry.renew("micro", ["alive"]))
+            0.5, lambda: asyncio.ensure_future(registry.renew("micro", ["alive"]))
         )
 
         async def only_the_living() -> bool:

@@ -222,6 +222,28 @@ async def test_each_new_life_has_the_whole_grace(
         assert following.ids() == ["n1"]
 
 
+async def test_nothing_goes_while_nobody_could_confirm_it(
+    place: RegistryPlace, follow: Follow, clock: Clock
+) -> None:
+    """The new life of the registry ended too, before its grace did."""
+    following = await follow(grace=GRACE)
+    await place.registry.register(instance())
+    await place.registry.register(instance("other", "n2"))
+    await following.has("n1")
+    await place.registry.deregister("micro", "n2")
+    await following.has(service="other")
+    await place.close()
+    await following.stale()
+    await place.open()
+    await following.stale(False)
+    await place.close()
+    await following.stale()
+    clock.now += 10 * GRACE
+    following.router.prune()
+    assert following.ids() == ["n1"]
+    assert following.table.known("micro", "other")
+
+
 async def test_who_took_over_an_address_took_the_place(
     place: RegistryPlace, follow: Follow
 ) -> None:

@@ -183,6 +183,59 @@ async def test_a_router_that_knows_less_does_not_empty_the_table(
     await nowhere.close()
 
 
+async def test_a_router_that_lost_the_registry_is_left_for_one_that_has_it(
+    folder: Path, registry: MemoryRegistry
+) -> None:
+    await registry.register(instance(node="a"))
+    lost = RegistryPlace(folder / "registry.sock")
+    lost.registry = registry
+    await lost.open(same=True)
+    remote = RemoteRegistry(WireDialer(), [lost.address])
+    async with (
+        Router(remote) as first,
+        Router(registry) as second,
+        router_at(folder / "router-0.sock", first) as one,
+        AsyncExitStack() as stack,
+    ):
+        two = router_at(folder / "router-1.sock", second)
+        followed = await stack.enter_async_context(Followed(one, two))
+        await followed.has("a")  # by the only one that listens
+        await stack.enter_async_context(two)
+        await lost.close()
+        await eventually(lambda: second._watchers)
+        await registry.register(instance(node="b"))
+        await followed.has("a", "b")
+        assert not followed.table.stale
+    await remote.close()
+
+
+async def test_without_a_registry_followers_stay_where_they_are(folder: Path) -> None:
+    """They look at each router once, and are told as soon as there is a registry again."""
+    place = RegistryPlace(folder / "registry.sock")
+    async with AsyncExitStack() as stack:
+        await place.open()
+        stack.push_async_exit(place.__aexit__)
+        await place.registry.register(instance(node="a"))
+        routers, places = [], []
+        for number in range(2):
+            remote = RemoteRegistry(WireDialer(), [place.address])
+            stack.push_async_callback(remote.close)
+            routers.append(await stack.enter_async_context(Router(remote)))
+            at = router_at(folder / f"router-{number}.sock", routers[-1])
+            places.append(await stack.enter_async_context(at))
+        followed = await stack.enter_async_context(Followed(*places))
+        await followed.has("a")
+        await place.close()
+        await eventually(lambda: followed.table.stale and followed.follower._stale >= 2)
+        seen = followed.follower._stale
+        await asyncio.sleep(0.3)  # in which it would look again and again
+        assert followed.follower._stale <= seen + 1
+        await followed.has("a")
+        await place.open(same=True)
+        await place.registry.register(instance(node="b"))
+        await followed.has("a", "b")
+
+
 # -- what a router may send ------------------------------------------------------------------------
 
 

@@ -73,6 +73,21 @@ async def test_only_the_newest_is_written_and_the_file_is_always_whole(folder: P
     assert os.listdir(folder) == ["t"]
 
 
+async def test_who_reads_has_one_table_or_the_other(folder: Path) -> None:
+    path = folder / "t"
+    keeper = Keeper(path)
+    keeper.keep(lambda: TABLE)
+    await keeper.close()
+    with path.open("rb", buffering=0) as reading:
+        begun = reading.read(10)
+        keeper.keep(lambda: replace(TABLE, revision=8, routes=()))
+        await keeper.close()
+        assert msgspec.msgpack.decode(begun + reading.readall(), type=Delta) == TABLE
+    loaded = keeper.load()
+    assert loaded is not None
+    assert loaded.revision == 8
+
+
 @pytest.mark.parametrize(
     "content",
     [

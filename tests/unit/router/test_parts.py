@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from micro_ray.registry import Endpoint
@@ -61,6 +61,7 @@ def test_large_ones_go_in_parts(delta: Delta) -> None:
     assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 400_000), max_size=12),
     st.lists(st.integers(0, 40_000), max_size=150),
