@@ -133,7 +133,8 @@ class Registry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """``url``: ``sqlite:///path`` (blank path: ``<state>/store``) or ``memory://``."""
+    """``url``: ``sqlite:///path`` (blank path: ``<state>/store``), ``memory://``,
+    ``postgres://user:password@host:port/database`` or ``cockroach://...`` the same."""
 
     url: str = "sqlite://"
     max_value: int = 8 * 2**20

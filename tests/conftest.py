@@ -9,6 +9,7 @@ import pytest
 
 from bench import stack
 from micro_ray.sdk.testing import Here, platform
+from tests.fixtures import postgres as servers
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +21,11 @@ def server() -> Iterator[stack.Server]:
 @pytest.fixture
 async def here() -> AsyncIterator[Here]:
     async with platform() as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """One PostgreSQL for the tests that leave it running and their schemas apart."""
+    with servers.server() as up:
         yield up

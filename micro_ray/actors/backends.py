@@ -37,12 +37,20 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """``sqlite:///folder`` (blank: ``<state>/store``) or ``memory://`` (one actor only)."""
-    url = urlsplit(settings.store.url)
+    """``sqlite:///folder`` (blank: ``<state>/store``), ``memory://`` (one actor only), or
+    ``postgres://``, ``postgresql://``, ``cockroach://`` and ``cockroachdb://`` with user, hosts and
+    database, waited for until it is there. The URL may hold a password, and is in no error."""
+    scheme, _, place = settings.store.url.partition("://")
     store: Store
-    if url.scheme == "sqlite":
-        store = SqliteStore(Path(url.path) if url.path.strip("/") else settings.state / "store")
-    elif url.scheme == "memory":
+    if scheme == "sqlite":
+        path = urlsplit(f"sqlite://{place}").path
+        store = SqliteStore(Path(path) if path.strip("/") else settings.state / "store")
+    elif scheme in ("postgres", "postgresql", "cockroach", "cockroachdb"):
+        # The driver is loaded by the processes that use it: each start of an actor would pay.
+        from micro_ray.store.postgres import PostgresStore
+
+        store = PostgresStore(settings.store.url)
+    elif scheme == "memory":
         if settings.pools.store > 1:
             raise BadRequest(
                 "settings", "store.url memory:// lives in one process: set pools.store to 1"
@@ -50,7 +58,9 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         store = MemoryStore()
     else:
         raise BadRequest(
-            "settings", f"store.url: {settings.store.url!r} is neither sqlite:///path nor memory://"
+            "settings",
+            f"store.url: {scheme[:20]!r} is none of sqlite:///path, memory://, "
+            "postgres://user:password@host/database and cockroach://user:password@host/database",
         )
     async with store:
         yield store

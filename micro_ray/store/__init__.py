@@ -5,7 +5,7 @@ first record. Every successful write has a version, which grows with each write 
 is never used twice, also not after a delete: comparing versions is safe.
 
 Backends: ``memory.py`` (one process, gone with it), ``sqlite.py`` (WAL, fsync on commit; several
-processes may share the files). External: CockroachDB/PostgreSQL (not yet).
+processes may share the files), ``postgres.py`` (CockroachDB or PostgreSQL; any number of machines).
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class Store(abc.ABC):
 
     Common to all verbs: BadRequest for names and keys that are empty, too long or contain control
     characters; TooLarge for sizes and counts over the limits, naming the limit; Unavailable when
-    the backend cannot be written (disk full, locked) and nothing was done.
+    the backend cannot be written (disk full, locked) and nothing was done; BadGateway when a write
+    was sent and it could not be found out whether it was done.
     """
 
     async def __aenter__(self) -> Store:

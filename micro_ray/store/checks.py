@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from micro_ray.errors import BadRequest, Conflict, TooLarge
 from micro_ray.store import (
@@ -24,6 +24,7 @@ from micro_ray.store import (
 )
 
 __all__ = [
+    "Answer",
     "answer",
     "answer_blobs",
     "answer_keys",
@@ -140,19 +141,29 @@ def _weight(row: _Row) -> int:
     return len(row.key.encode()) + len(row.value) + _metadata_size(row.metadata)
 
 
-def answer(rows: Iterable[R]) -> list[R]:
-    """The rows as a list. Raises TooLarge as soon as they are too many for one answer: what is
-    beyond it is never held."""
-    kept: list[R] = []
-    size = 0
-    for row in rows:
-        size += _weight(row)
-        if len(kept) == MAX_RECORDS or size > MAX_ANSWER:
+class Answer(Generic[R]):
+    """The rows of one answer as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[R] = []
+        self._size = 0
+
+    def add(self, row: R) -> None:
+        """Raises TooLarge as soon as there are too many: what is beyond it is never held."""
+        self._size += _weight(row)
+        if len(self.rows) == MAX_RECORDS or self._size > MAX_ANSWER:
             raise TooLarge(
                 "store", f"over {MAX_RECORDS} records or {MAX_ANSWER} bytes; set a limit"
             )
-        kept.append(row)
-    return kept
+        self.rows.append(row)
+
+
+def answer(rows: Iterable[R]) -> list[R]:
+    """The rows as a list. Raises TooLarge as :class:`Answer` does."""
+    kept: Answer[R] = Answer()
+    for row in rows:
+        kept.add(row)
+    return kept.rows
 
 
 def answer_keys(keys: Iterable[str]) -> list[str]:

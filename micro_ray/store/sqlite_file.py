@@ -12,7 +12,8 @@ from typing import Any
 from micro_ray.errors import Conflict, MicroError
 from micro_ray.sqlite import Database
 from micro_ray.store import Blob, Operation, Put, checks
-from micro_ray.store.sqlite_rows import COLUMNS, SCHEMA, Row, after, apply, delete, row_of
+from micro_ray.store.prefix import after
+from micro_ray.store.sqlite_rows import COLUMNS, SCHEMA, Row, apply, delete, row_of
 
 __all__ = ["File"]
 

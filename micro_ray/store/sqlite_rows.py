@@ -10,7 +10,7 @@ from typing import Any
 
 from micro_ray.store import HISTORY, Action, Check, Operation, Put, checks
 
-__all__ = ["COLUMNS", "SCHEMA", "Row", "after", "apply", "delete", "row_of"]
+__all__ = ["COLUMNS", "SCHEMA", "Row", "apply", "delete", "row_of"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -92,15 +92,3 @@ def _next(connection: sqlite3.Connection, action: Action, place: tuple[str, str,
 
 def row_of(found: Sequence[Any]) -> Row:
     return Row(found[0], bytes(found[1]), json.loads(found[2]), found[3], found[4])
-
-
-def after(prefix: str) -> str:
-    """The first string that sorts after all that begin with ``prefix``; "" when there is none."""
-    for at in range(len(prefix) - 1, -1, -1):
-        point = ord(prefix[at])
-        if point < 0x10FFFF:
-            point += 1
-            if 0xD800 <= point <= 0xDFFF:  # surrogates are no characters
-                point = 0xE000
-            return prefix[:at] + chr(point)
-    return ""

@@ -17,7 +17,7 @@ from tests.fixtures import brokers, registries
 from tests.fixtures import events as event_ways
 from tests.fixtures.nats import NatsServer
 from tests.fixtures.nats import server as nats
-from tests.fixtures.stores import OPENERS, Clock
+from tests.fixtures.stores import NAMES, Clock, opener
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=NAMES)
 async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Store]:
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
-        async with OPENERS[request.param](Path(folder), clock) as opened:
+        async with opener(request.param, request)(Path(folder), clock) as opened:
             yield opened
 
 

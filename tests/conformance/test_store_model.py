@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from micro_ray.errors import Conflict, NotFound
 from micro_ray.store import Check, Delete, Operation, Put, Store
-from tests.fixtures.stores import OPENERS, Clock
+from tests.fixtures.stores import NAMES, OPENERS, SERVED, Clock, Opener, opener
 
 KEYS = st.sampled_from(["a", "a%", "a_", "ab", "b", "*", "ä", "\uffff", "😀"])
 TABLES = st.sampled_from(["t", "u"])
@@ -32,7 +32,7 @@ OPERATIONS = st.lists(
 class Model(RuleBasedStateMachine):
     """``records`` holds (table, key) -> (value, version, end)."""
 
-    opener = "memory"
+    opener: Opener = staticmethod(OPENERS["memory"])
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Model(RuleBasedStateMachine):
         self.newest = 0
         self.folder = tempfile.TemporaryDirectory(prefix="st-")
         self.runner = asyncio.Runner()
-        self.opened = OPENERS[self.opener](Path(self.folder.name), self.clock)
+        self.opened = self.opener(Path(self.folder.name), self.clock)
         self.store: Store = self.runner.run(self.opened.__aenter__())
 
     def teardown(self) -> None:
@@ -179,12 +179,13 @@ class Model(RuleBasedStateMachine):
         assert self.runner.run(self.store.revision()) >= self.newest
 
 
-@pytest.mark.parametrize("name", sorted(OPENERS))
-def test_like_a_dictionary(name: str) -> None:
-    machine = type("Machine", (Model,), {"opener": name})
+@pytest.mark.parametrize("name", NAMES)
+def test_like_a_dictionary(name: str, request: pytest.FixtureRequest) -> None:
+    way = staticmethod(opener(name, request))
+    machine = type("Machine", (Model,), {"opener": way})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=60 if name == "memory" else 25,
+        max_examples=60 if name == "memory" else 10 if name in SERVED else 25,
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),

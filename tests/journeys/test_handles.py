@@ -88,6 +88,12 @@ def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
             assert "subscribers" in error.detail
         else:
             raise AssertionError
+        print("good")
+        """,
+    )
+    assert printed == "good\n"
+
+
 def test_events_by_handle(server: Server, driver: Driver) -> None:
     """What one actor takes the other gives, and either settles."""
     printed = driver(

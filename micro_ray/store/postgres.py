@@ -1,0 +1,339 @@
+"""The store in PostgreSQL or CockroachDB: any number of processes on any number of machines.
+
+Writes are SERIALIZABLE and acknowledged when the server has said that they are committed, which is
+on its disk as far as its own settings go (``fsync``; ``synchronous_commit`` is turned on where it
+is off). A commit whose answer was lost is asked after; BadGateway says that its end could not be
+found out, Unavailable that nothing was done. Time is the server's: processes whose clocks differ
+agree on what has expired. All reads are one statement, which sees all that was acknowledged before.
+
+A watch is told of changes of other processes within some 50 ms, and goes on by itself when the
+server was away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from typing import Any, cast
+
+from micro_ray.errors import MicroError, NotFound, Unavailable
+from micro_ray.store import (
+    DEFAULT,
+    MAX_KEYS,
+    MAX_RECORDS,
+    Blob,
+    Change,
+    Operation,
+    Record,
+    Store,
+    checks,
+)
+from micro_ray.store.postgres_blobs import Blobs
+from micro_ray.store.postgres_database import PATIENCE, Database
+from micro_ray.store.postgres_plan import Job, Place
+from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_url import parse
+from micro_ray.store.postgres_watch import Watches, newest_of
+from micro_ray.store.postgres_writes import Writes
+from micro_ray.store.prefix import after
+
+__all__ = ["PostgresStore"]
+
+log = logging.getLogger(__name__)
+
+#: Connections of one store at most.
+CONNECTIONS = 8
+#: Seconds between sweeps, and between those of blobs and of marks of commits.
+SWEEP = 2.0
+SWEEP_SLOWLY = 600.0
+#: Expired records removed at a time; a history of commits in minutes.
+_SWEPT = 1000
+_COLUMNS = "key, value, metadata, expires, version"
+_SERVER_TIME = "extract(epoch FROM statement_timestamp())::float8"
+_GIVEN_TIME = "%(now)s::float8"
+
+
+class PostgresStore(Store):
+    """``url`` as :func:`~micro_ray.store.postgres_url.parse` takes it. ``clock`` is wall-clock
+    seconds instead of the server's. ``patience`` is how many seconds a verb tries to reach the
+    server before it raises Unavailable."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], float] | None = None,
+        connections: int = CONNECTIONS,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._database = Database(parse(url), size=connections, patience=patience)
+        self._now = _SERVER_TIME if clock is None else _GIVEN_TIME
+        self._clock = clock or (lambda: 0.0)
+        self._watches = Watches(self._database)
+        self._writes = Writes(self._database, self._now, self._clock, self._watches.wake)
+        self._blobs = Blobs(self._database)
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> PostgresStore:
+        """Waits for the server as long as it takes. Raises BadRequest when it refuses the user, the
+        password, the database or TLS, PreconditionFailed when its schema is a newer one."""
+        await self._database.open()
+        self._sweeper = asyncio.create_task(self._sweep(), name="store-sweep")
+        return self
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._watches.close()
+        await self._writes.close()
+        await self._database.close()
+
+    def _check(self, namespace: str, database: str = DEFAULT, table: str = DEFAULT) -> None:
+        checks.name("namespace", namespace)
+        checks.name("database", database)
+        checks.name("table", table)
+        if self._closed:
+            raise Unavailable("store", "the store is closed")
+
+    # -- sweeping --------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        slowly = loop.time() + random.uniform(0, SWEEP_SLOWLY)
+        while True:
+            # Not in step with the other processes.
+            await asyncio.sleep(SWEEP * random.uniform(0.5, 1))
+            try:
+                await self.sweep()
+                if loop.time() > slowly:
+                    slowly = loop.time() + SWEEP_SLOWLY
+                    await self.sweep_leftovers()
+            except MicroError as error:
+                log.warning("the store is not swept: %s", error)
+
+    async def sweep(self) -> None:
+        """Remove records that have expired, and tell watchers; done every 2 s by itself. Several
+        may sweep at once: each looks again under the namespace's lock."""
+        while True:
+            sql = (
+                "SELECT namespace, db, tbl, key FROM micro_store_records"
+                f" WHERE expires <= {self._now} ORDER BY expires LIMIT {_SWEPT}"
+            )
+            rows = await self._rows(sql, {})
+            spaces: dict[str, list[Place]] = defaultdict(list)
+            for namespace, db, tbl, key in rows:
+                spaces[namespace].append((db, tbl, key))
+            for namespace, places in spaces.items():
+                await self._writes.submit(namespace, Job(expired=places))
+            if len(rows) < _SWEPT:
+                return
+
+    async def sweep_leftovers(self) -> None:
+        """Remove pieces of blobs that nobody reads any more, and marks of commits that nobody asks
+        after; done every ten minutes by itself."""
+        while await self._blobs.sweep():
+            pass
+
+        async def job(connection: Connection) -> None:
+            await connection.execute(
+                "DELETE FROM micro_store_commits WHERE at < now() - '10 minutes'::interval"
+            )
+
+        await self._database.ask(job)
+
+    # -- records ---------------------------------------------------------------------------------
+
+    async def read(
+        self, key: str, *, database: str = DEFAULT, table: str = DEFAULT, namespace: str = DEFAULT
+    ) -> Record:
+        checks.key(key)
+        self._check(namespace, database, table)
+        sql = (
+            f"SELECT {_COLUMNS}, {self._now} FROM micro_store_records WHERE namespace = %(ns)s"
+            " AND db = %(db)s AND tbl = %(tbl)s AND key = %(key)s"
+            f" AND (expires IS NULL OR expires > {self._now})"
+        )
+        values = {"ns": namespace, "db": database, "tbl": table, "key": key}
+        rows = await self._rows(sql, values)
+        if not rows:
+            raise NotFound("store", f"no record {key!r} in {database}/{table}")
+        return _record(rows[0])
+
+    async def query(
+        self,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[Record]:
+        checks.page(prefix, suffix, limit, offset, order)
+        self._check(namespace, database, table)
+        if "\0" in prefix + suffix:  # no key has it, and the server cannot be asked
+            return []
+        where, values = self._where(namespace, database, table, prefix, suffix)
+        values |= {"limit": min(limit or MAX_RECORDS + 1, MAX_RECORDS + 1), "offset": offset}
+        sql: Any = (
+            f"SELECT {_COLUMNS}, {self._now} FROM micro_store_records {where}"
+            f" ORDER BY key {order} LIMIT %(limit)s::int8 OFFSET %(offset)s::int8"
+        )
+
+        async def job(connection: Connection) -> list[Record]:
+            answer: checks.Answer[Record] = checks.Answer()
+            cursor = connection.cursor(binary=True)
+            streamed = cast("AsyncGenerator[tuple[Any, ...], None]", cursor.stream(sql, values))
+            async with contextlib.aclosing(streamed) as rows:
+                async for row in rows:
+                    answer.add(_record(row))
+            return answer.rows
+
+        return await self._database.ask(job)
+
+    async def keys(
+        self,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        limit: int = 0,
+        offset: int = 0,
+        order: str = "asc",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[str]:
+        checks.page(prefix, suffix, limit, offset, order)
+        self._check(namespace, database, table)
+        if "\0" in prefix + suffix:
+            return []
+        where, values = self._where(namespace, database, table, prefix, suffix)
+        values |= {"limit": min(limit or MAX_KEYS + 1, MAX_KEYS + 1), "offset": offset}
+        sql = (
+            f"SELECT key FROM micro_store_records {where}"
+            f" ORDER BY key {order} LIMIT %(limit)s::int8 OFFSET %(offset)s::int8"
+        )
+        return checks.answer_keys(row[0] for row in await self._rows(sql, values))
+
+    def _where(
+        self, namespace: str, database: str, table: str, prefix: str, suffix: str
+    ) -> tuple[str, dict[str, Any]]:
+        """A range over the primary key for the prefix; never LIKE, whose wildcards are data."""
+        where = (
+            "WHERE namespace = %(ns)s AND db = %(db)s AND tbl = %(tbl)s"
+            f" AND (expires IS NULL OR expires > {self._now})"
+        )
+        values: dict[str, Any] = {
+            "ns": namespace, "db": database, "tbl": table, "now": self._clock(),
+        }  # fmt: skip
+        if prefix:
+            where += " AND key >= %(prefix)s"
+            values["prefix"] = prefix
+            if end := after(prefix):
+                where += " AND key < %(end)s"
+                values["end"] = end
+        if suffix:
+            where += " AND right(key, %(tail)s::int4) = %(suffix)s"
+            values |= {"tail": len(suffix), "suffix": suffix}
+        return where, values
+
+    async def transact(
+        self,
+        operations: Sequence[Operation],
+        *,
+        database: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> list[int]:
+        checks.operations(operations)
+        self._check(namespace, database)
+        job = Job(database=database, operations=tuple(operations))
+        return await self._writes.submit(namespace, job)
+
+    async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
+        self._check(namespace)
+        sql = "SELECT DISTINCT db FROM micro_store_tables WHERE namespace = %(ns)s"
+        return sorted(row[0] for row in await self._rows(sql, {"ns": namespace}))
+
+    async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
+        self._check(namespace, database)
+        sql = "SELECT tbl FROM micro_store_tables WHERE namespace = %(ns)s AND db = %(db)s"
+        return sorted(row[0] for row in await self._rows(sql, {"ns": namespace, "db": database}))
+
+    async def revision(self, *, namespace: str = DEFAULT) -> int:
+        self._check(namespace)
+        return await newest_of(self._database, namespace)
+
+    async def watch(
+        self,
+        *,
+        revision: int,
+        prefix: str = "",
+        database: str = DEFAULT,
+        table: str = DEFAULT,
+        namespace: str = DEFAULT,
+    ) -> AsyncIterator[Change]:
+        checks.part("prefix", prefix)
+        self._check(namespace, database, table)
+        async with contextlib.aclosing(self._watches.follow(namespace, revision)) as changes:
+            async for change in changes:
+                here = (change.database, change.table) == (database, table)
+                if here and change.key.startswith(prefix):
+                    yield change
+
+    async def _rows(self, sql: Any, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        values["now"] = self._clock()
+
+        async def job(connection: Connection) -> list[tuple[Any, ...]]:
+            cursor = connection.cursor(binary=True)
+            return await (await cursor.execute(sql, values)).fetchall()
+
+        return await self._database.ask(job)
+
+    # -- blobs -----------------------------------------------------------------------------------
+
+    async def write_blob(
+        self, key: str, chunks: AsyncIterable[bytes], *, namespace: str = DEFAULT
+    ) -> Blob:
+        checks.key(key)
+        self._check(namespace)
+        return await self._blobs.write(namespace, key, chunks)
+
+    async def read_blob(self, key: str, *, namespace: str = DEFAULT) -> AsyncIterator[bytes]:
+        checks.key(key)
+        self._check(namespace)
+        async with contextlib.aclosing(self._blobs.read(namespace, key)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def delete_blob(self, key: str, *, namespace: str = DEFAULT) -> bool:
+        checks.key(key)
+        self._check(namespace)
+        return await self._blobs.delete(namespace, key)
+
+    async def blobs(self, *, prefix: str = "", namespace: str = DEFAULT) -> list[Blob]:
+        checks.part("prefix", prefix)
+        self._check(namespace)
+        if "\0" in prefix:
+            return []
+        return checks.answer_blobs(await self._blobs.list(namespace, prefix))
+
+
+def _record(row: Sequence[Any]) -> Record:
+    key, value, metadata, expires, version, now = row
+    return Record(
+        key=key,
+        value=bytes(value),
+        metadata=json.loads(metadata),
+        expiry=None if expires is None else max(0.0, expires - now),
+        version=version,
+    )
