@@ -26,6 +26,7 @@ from micro_ray.errors import BadRequest
 __all__ = [
     "Api",
     "Bootstrap",
+    "Config",
     "Network",
     "Pools",
     "Ray",
@@ -56,6 +57,11 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "registry.ttl": (1, 3_600),
     "store.max_value": (1, 2**30),
     "store.max_key": (1, 65_536),
+    "config.max_value": (1, 2**20),
+    "config.max_document": (1024, 2**21),
+    "config.max_keys": (1, 20_000),
+    "config.max_depth": (1, 32),
+    "config.history": (1, 100_000),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -69,6 +75,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.router": (1, 64),
     "pools.network": (1, 64),
     "pools.store": (1, 64),
+    "pools.config": (1, 64),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -129,6 +136,20 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """``key_file`` holds the keys of secrets (blank: ``<state>/config.keys``). A value has
+    ``max_value`` bytes as JSON at most, a document ``max_document`` with its paths, ``max_keys``
+    names and ``max_depth`` levels; ``history`` versions of it are kept."""
+
+    key_file: Path = Path()
+    max_value: int = 64 * 2**10
+    max_document: int = 2**20
+    max_keys: int = 10_000
+    max_depth: int = 16
+    history: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again."""
@@ -159,6 +180,7 @@ class Pools:
     router: int = 2
     network: int = 1
     store: int = 2
+    config: int = 2
     runtime: int = 1
 
 
@@ -201,6 +223,7 @@ class Settings:
     api: Api = Api()
     registry: Registry = Registry()
     store: Store = Store()
+    config: Config = Config()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()
@@ -250,7 +273,15 @@ def _settle(settings: Settings) -> Settings:
     state = _expand(settings.state, "MICRO_STATE").resolve()
     run = settings.run
     run = state / "run" if run == Path() else _expand(run, "MICRO_RUN").absolute()
-    settings = replace(settings, state=state, run=run, host=settings.host or socket.gethostname())
+    keys = settings.config.key_file
+    keys = state / "config.keys" if keys == Path() else _expand(keys, "MICRO_CONFIG_KEY_FILE")
+    settings = replace(
+        settings,
+        state=state,
+        run=run,
+        host=settings.host or socket.gethostname(),
+        config=replace(settings.config, key_file=keys.absolute()),
+    )
     longest = len(os.fsencode(run)) + len("/replica-0123456789abcdef.sock")
     if longest > MAX_SOCKET_PATH:
         raise BadRequest(

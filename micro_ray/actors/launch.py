@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
 from micro_ray.actors.registry import RegistryActor
@@ -34,7 +35,15 @@ RAY_NAMESPACE = "micro"
 
 #: Every platform service that is a pool, in the order in which they are started.
 MEMBERS: Mapping[str, type[Member]] = {
-    cls.service: cls for cls in (RegistryActor, RouterActor, StoreActor, NetworkActor, RuntimeActor)
+    cls.service: cls
+    for cls in (
+        RegistryActor,
+        RouterActor,
+        StoreActor,
+        ConfigActor,
+        NetworkActor,
+        RuntimeActor,
+    )
 }
 
 #: Seconds between attempts to make a member whose constructor fails: first, and at most.

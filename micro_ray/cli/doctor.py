@@ -27,7 +27,7 @@ Row = tuple[str, bool, str]
 #: Least free bytes on the disk of the state folder.
 DISK = 512 * 2**20
 #: The services without which a platform does not work.
-PLATFORM = frozenset({"registry", "router", "store", "network", "runtime"})
+PLATFORM = frozenset({"registry", "router", "store", "config", "network", "runtime"})
 #: Seconds that the door has for an answer.
 PATIENCE = 2.0
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "call": ("call", "Call an endpoint"),
     "stream": ("call", "Call a streaming endpoint"),
     "store": ("store", "Read and write records"),
+    "config": ("config", "Read and write config, with its history"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),

@@ -16,7 +16,7 @@ from micro_ray.errors import Conflict
 __all__ = ["new"]
 
 #: Services of the platform itself.
-TAKEN = ("registry", "router", "network", "store", "runtime", "api")
+TAKEN = ("registry", "router", "network", "store", "config", "runtime", "api")
 
 MAIN = '''"""The service {name}."""
 

@@ -1,5 +1,5 @@
-"""A whole platform inside one process, for the tests of services: registry, router and a store in
-memory over real frames, up in well under a second, no Ray.
+"""A whole platform inside one process, for the tests of services: registry, router, config and a
+store in memory over real frames, up in well under a second, no Ray.
 
 ::
 
@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from micro_ray.config.sealing import KeyFile
+from micro_ray.config.stored import StoredConfig
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router.derive import Router
@@ -26,6 +28,7 @@ from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.service import Service
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
+from micro_ray.wire import config as config_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
@@ -47,6 +50,7 @@ class Here:
         self.client = AsyncClient(bootstrap)
         self.store = MemoryStore()
         self.registry = MemoryRegistry()
+        self.config = StoredConfig(self.store, KeyFile(bootstrap.run / "config.keys"))
         self._stack = stack
 
     async def host(self, service: str, endpoints: Endpoints, **options: Any) -> Host:
@@ -89,7 +93,7 @@ class Here:
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network and store, each on its socket in a folder of its own."""
+    """Registry, router, network, store and config, each on its socket in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -112,5 +116,8 @@ async def platform() -> AsyncIterator[Here]:
             await stack.enter_async_context(here.client)
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
-            await here.known("store")
+            stack.push_async_callback(here.config.close)
+            await here.host("config", config_face.endpoints(here.config), socket_name="config-0")
+            for service in ("store", "config"):
+                await here.known(service)
             yield here

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from micro_ray.config import Config
 from micro_ray.registry import Registry
 from micro_ray.store import Store
-from tests.fixtures import registries
+from tests.fixtures import configs, registries
 from tests.fixtures.stores import OPENERS, Clock
 
 
@@ -24,6 +25,13 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[S
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
         async with OPENERS[request.param](Path(folder), clock) as opened:
+            yield opened
+
+
+@pytest.fixture(params=sorted(configs.OPENERS))
+async def config(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Config]:
+    with tempfile.TemporaryDirectory(prefix="cf-") as folder:
+        async with configs.OPENERS[request.param](Path(folder), clock) as opened:
             yield opened
 
 
