@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("frames", "http", "routes", "startup")
+NAMES = ("frames", "http", "routes", "config", "startup")
 
 
 def main() -> None:

@@ -130,11 +130,19 @@ class Feed:
         self._failed = error
         self._wake()
 
+    def offer(self, entry: Entry) -> None:
+        """An entry that the store has; of use when it is the next."""
+        if self._task is not None and entry.version == self._newest + 1:
+            self._keep(entry)
+
     async def _hold(self, number: int) -> None:
-        self._held[number] = await self._records.entry(self._namespace, number)
+        self._keep(await self._records.entry(self._namespace, number))
+
+    def _keep(self, entry: Entry) -> None:
+        self._held[entry.version] = entry
         while len(self._held) > HELD:
             self._held.pop(next(iter(self._held)))
-        self._reached(number)
+        self._reached(entry.version)
 
     def _reached(self, number: int) -> None:
         if number > self._newest:

@@ -69,7 +69,7 @@ class StoredConfig(Config):
         self._limits = limits or Limits()
         self._records = Records(store, space, self._limits.history)
         self._keys = keys
-        self._writer = Writer(self._records, self._limits, clock)
+        self._writer = Writer(self._records, self._limits, clock, self._offer)
         self._feeds: dict[str, Feed] = {}
         self._closed = False
 
@@ -313,6 +313,12 @@ class StoredConfig(Config):
         self._check(namespace, by)
         write = Write(action=action, path=path, author=by, expected=expected, make=make)
         return await self._writer.write(namespace, write)
+
+    def _offer(self, namespace: str, entry: Entry) -> None:
+        """Spare the watchers of this process the way through the store."""
+        feed = self._feeds.get(namespace)
+        if feed is not None:
+            feed.offer(entry)
 
     # -- keys ------------------------------------------------------------------------------------
 

@@ -47,12 +47,19 @@ class Write:
 
 class Writer:
     """Writers of one process come one after the other, so that only other processes can be
-    first."""
+    first. ``written`` is told each entry once the store has it."""
 
-    def __init__(self, records: Records, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        records: Records,
+        limits: Limits,
+        clock: Callable[[], float],
+        written: Callable[[str, Entry], None],
+    ) -> None:
         self._records = records
         self._limits = limits
         self._clock = clock
+        self._written = written
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def write(self, namespace: str, write: Write) -> int:
@@ -88,6 +95,7 @@ class Writer:
                 trace.unknown, trace.sent = error, document.version
                 await trace.wait()
                 continue
+            self._written(namespace, entry)
             return document.version
         raise trace.unknown or _crowded()
 

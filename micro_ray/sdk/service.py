@@ -9,13 +9,16 @@ import logging
 import re
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
+
+if TYPE_CHECKING:
+    from micro_ray.sdk.config import ServiceConfig
 
 __all__ = ["Service"]
 
@@ -133,6 +136,13 @@ class Service:
         from micro_ray.wire.store import RemoteStore
 
         return RemoteStore(self.client, table=self.name)
+
+    @property
+    def config(self) -> ServiceConfig:
+        """The config of the namespace, with values that follow it. Raises as :attr:`client`."""
+        from micro_ray.sdk.config import ServiceConfig
+
+        return ServiceConfig(self.client)
 
     # -- its life --------------------------------------------------------------------------------
 

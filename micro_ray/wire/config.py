@@ -28,9 +28,9 @@ __all__ = ["RemoteConfig", "endpoints"]
 
 NAME = "config"
 
-#: Seconds that a watch looks for another node of config when the one it had has gone, and the
-#: pauses between: first, and at most.
+#: Seconds that a watch looks for another node of config when the one it had has gone.
 PATIENCE = 60.0
+#: Seconds between its attempts: first, and at most.
 BACKOFF = (0.02, 1.0)
 #: What is checked before a value crosses; the service has the limit that counts.
 _DEPTH = 64
@@ -186,10 +186,12 @@ def endpoints(config: Config) -> Endpoints:
 
 class RemoteConfig(Config):
     """The interface over a caller. Reads may be tried again on another node; writes only when they
-    were surely not executed. A watch goes on at another node when its own has gone."""
+    were surely not executed. A watch goes on at another node when its own has gone, and
+    ends when it has found none for ``patience`` seconds."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, *, patience: float = PATIENCE) -> None:
         self._caller = caller
+        self._patience = patience
 
     async def _call(
         self, endpoint: str, request: Mapping[str, Any], namespace: str, *, safe: bool = False
@@ -328,7 +330,7 @@ class RemoteConfig(Config):
                         yield item
             except (BadGateway, GatewayTimeout, Unavailable):
                 failing = failing or time.monotonic()
-                if time.monotonic() > failing + PATIENCE:
+                if time.monotonic() > failing + self._patience:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, BACKOFF[1])
