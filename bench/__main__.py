@@ -9,7 +9,7 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("broker", "events", "frames", "http", "profile", "routes", "startup", "store")
+NAMES = ("broker", "config", "events", "frames", "http", "profile", "routes", "startup", "store")
 
 
 def main() -> None:

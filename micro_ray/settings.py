@@ -27,6 +27,7 @@ __all__ = [
     "Api",
     "Bootstrap",
     "Broker",
+    "Config",
     "Events",
     "Network",
     "Pools",
@@ -66,6 +67,11 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "broker.patience": (0, 60),
     "events.ttl": (0, 10**9),
     "events.max_size": (0, 2**50),
+    "config.max_value": (1, 2**20),
+    "config.max_document": (1024, 2**21),
+    "config.max_keys": (1, 20_000),
+    "config.max_depth": (1, 32),
+    "config.history": (1, 100_000),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -81,6 +87,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.store": (1, 64),
     "pools.broker": (1, 64),
     "pools.events": (1, 64),
+    "pools.config": (1, 64),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -176,6 +183,20 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """``key_file`` holds the keys of secrets (blank: ``<state>/config.keys``). A value has
+    ``max_value`` bytes as JSON at most, a document ``max_document`` with its paths, ``max_keys``
+    names and ``max_depth`` levels; ``history`` versions of it are kept."""
+
+    key_file: Path = Path()
+    max_value: int = 64 * 2**10
+    max_document: int = 2**20
+    max_keys: int = 10_000
+    max_depth: int = 16
+    history: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again."""
@@ -208,6 +229,7 @@ class Pools:
     store: int = 2
     broker: int = 1
     events: int = 2
+    config: int = 2
     runtime: int = 1
 
 
@@ -252,6 +274,7 @@ class Settings:
     store: Store = Store()
     broker: Broker = Broker()
     events: Events = Events()
+    config: Config = Config()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()
@@ -301,7 +324,15 @@ def _settle(settings: Settings) -> Settings:
     state = _expand(settings.state, "MICRO_STATE").resolve()
     run = settings.run
     run = state / "run" if run == Path() else _expand(run, "MICRO_RUN").absolute()
-    settings = replace(settings, state=state, run=run, host=settings.host or socket.gethostname())
+    keys = settings.config.key_file
+    keys = state / "config.keys" if keys == Path() else _expand(keys, "MICRO_CONFIG_KEY_FILE")
+    settings = replace(
+        settings,
+        state=state,
+        run=run,
+        host=settings.host or socket.gethostname(),
+        config=replace(settings.config, key_file=keys.absolute()),
+    )
     longest = len(os.fsencode(run)) + len("/replica-0123456789abcdef.sock")
     if longest > MAX_SOCKET_PATH:
         raise BadRequest(

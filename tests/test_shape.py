@@ -31,6 +31,7 @@ NOUNS = {
     "store": ("Store", ["memory", "sqlite", "postgres"], "StoreActor", "store", "test_store.py"),
     "broker": ("Broker", ["memory", "nats"], "BrokerActor", "broker", "test_broker.py"),
     "events": ("Events", ["sqlite"], "EventsActor", "events", "test_events.py"),
+    "config": ("Config", ["stored"], "ConfigActor", "config", "test_config.py"),
     "runtime": ("Runtime", ["ray", "process"], "RuntimeActor", "runtime", "runtime"),
 }
 
@@ -148,8 +149,10 @@ def test_a_peer_may_send_any_error() -> None:
 def test_decisions_have_a_revision_table() -> None:
     decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     assert decisions
-    for number, path in enumerate(decisions, 1):
-        assert path.name.startswith(f"{number:04d}-")
+    numbers = [path.name.partition("-")[0] for path in decisions]
+    assert len(set(numbers)) == len(numbers), "two decisions have the same number"
+    for path in decisions:
+        assert re.fullmatch(r"\d{4}-[a-z0-9-]+\.md", path.name)
         assert "| revision | date | change |" in path.read_text()
 
 

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from micro_ray.actors.broker import BrokerActor
+from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
@@ -43,6 +44,7 @@ MEMBERS: Mapping[str, type[Member]] = {
         StoreActor,
         BrokerActor,
         EventsActor,
+        ConfigActor,
         NetworkActor,
         RuntimeActor,
     )

@@ -27,7 +27,9 @@ Row = tuple[str, bool, str]
 #: Least free bytes on the disk of the state folder.
 DISK = 512 * 2**20
 #: The services without which a platform does not work.
-PLATFORM = frozenset({"registry", "router", "store", "broker", "network", "runtime"})
+PLATFORM = frozenset(
+    {"registry", "router", "store", "broker", "events", "config", "network", "runtime"}
+)
 #: Seconds that the door has for an answer.
 PATIENCE = 2.0
 

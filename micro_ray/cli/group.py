@@ -37,6 +37,7 @@ COMMANDS = {
     "publish": ("broker", "Send a message to a topic"),
     "subscribe": ("broker", "Print the messages of a topic"),
     "events": ("events", "Publish and consume events"),
+    "config": ("config", "Read and write config, with its history"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),

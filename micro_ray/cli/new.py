@@ -16,7 +16,9 @@ from micro_ray.errors import Conflict
 __all__ = ["new"]
 
 #: Services of the platform itself.
-TAKEN = ("registry", "router", "network", "store", "broker", "runtime", "api")
+TAKEN = (
+    "registry", "router", "network", "store", "broker", "events", "config", "runtime", "api",
+)  # fmt: skip
 
 MAIN = '''"""The service {name}."""
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import micro_ray
 from micro_ray.broker import Broker
@@ -24,6 +24,9 @@ from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
+
+if TYPE_CHECKING:
+    from micro_ray.sdk.config import ServiceConfig
 
 __all__ = ["Service"]
 
@@ -183,6 +186,13 @@ class Service:
         from micro_ray.wire.broker import RemoteBroker
 
         return RemoteBroker(self.client)
+
+    @property
+    def config(self) -> ServiceConfig:
+        """The config of the namespace, with values that follow it. Raises as :attr:`client`."""
+        from micro_ray.sdk.config import ServiceConfig
+
+        return ServiceConfig(self.client)
 
     @property
     def in_flight(self) -> int:

@@ -1,6 +1,6 @@
-"""A whole platform inside one process, for the tests of services: registry, router, network, store
-and broker in memory and events in a folder of its own, over real frames, up in well under a second,
-no Ray.
+"""A whole platform inside one process, for the tests of services: registry, router, network, store,
+broker and config in memory and events in a folder of its own, over real frames, up in well under a
+second, no Ray.
 
 In async tests::
 
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from micro_ray.broker.memory import MemoryBroker
+from micro_ray.config.sealing import KeyFile
+from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import Unavailable
 from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.network.network import Network
@@ -38,6 +40,7 @@ from micro_ray.sdk.service import Service
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
+from micro_ray.wire import config as config_face
 from micro_ray.wire import events as events_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
@@ -64,6 +67,7 @@ class Here:
         self.store = MemoryStore()
         self.broker = MemoryBroker()
         self.registry = MemoryRegistry()
+        self.config = StoredConfig(self.store, KeyFile(bootstrap.run / "config.keys"))
         self._stack = stack
 
     async def host(self, service: str, endpoints: Endpoints, **options: Any) -> Host:
@@ -111,8 +115,8 @@ class Here:
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network, store, broker and events, each on its socket in a folder of its
-    own."""
+    """Registry, router, network, store, broker, events and config, each on its socket in a
+    folder of its own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -139,11 +143,10 @@ async def platform() -> AsyncIterator[Here]:
             await stack.enter_async_context(here.client)
             caller = await here.network()
             await here.host("network", network_face.endpoints(caller), socket_name="network-0")
-            for name in ("store", "broker", "events"):
+            stack.push_async_callback(here.config.close)
+            await here.host("config", config_face.endpoints(here.config), socket_name="config-0")
+            for name in ("store", "broker", "events", "config"):
                 await here.known(name)
-            # At the end the registry goes first, once all services have left: nobody is to be told
-            # that the others go.
-            stack.push_async_callback(registry.close)
             # At the end the registry goes first, once all services have left: nobody is to be told
             # that the others go.
             stack.push_async_callback(registry.close)

@@ -20,6 +20,7 @@ VICTIMS: Mapping[str, int] = {
     "ray::StoreActor": 2,
     "ray::BrokerActor": 1,
     "ray::EventsActor": 2,
+    "ray::ConfigActor": 2,
     "ray::NetworkActor": 1,
     "ray::RuntimeActor": 1,
     "ray::Replica": 3,
@@ -71,7 +72,8 @@ def held(server: Server) -> dict[int, Held]:
     """What each process holds, by pid."""
     tasks: dict[int, int] = {}
     for service in (
-        "registry", "router", "store", "broker", "events", "network", "runtime", "helloworld",
+        "registry", "router", "store", "broker", "events", "config", "network", "runtime",
+        "helloworld",
     ):  # fmt: skip
         for row in json.loads(micro(server, "stats", service, "-o", "json")):
             tasks[row["pid"]] = row["tasks"]

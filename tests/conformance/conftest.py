@@ -10,10 +10,11 @@ import pytest
 import pytest_asyncio
 
 from micro_ray.broker import Broker
+from micro_ray.config import Config
 from micro_ray.events import Events
 from micro_ray.registry import Registry
 from micro_ray.store import Store
-from tests.fixtures import brokers, registries
+from tests.fixtures import brokers, configs, registries
 from tests.fixtures import events as event_ways
 from tests.fixtures.nats import NatsServer
 from tests.fixtures.nats import server as nats
@@ -30,6 +31,13 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[S
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
         async with opener(request.param, request)(Path(folder), clock) as opened:
+            yield opened
+
+
+@pytest.fixture(params=sorted(configs.OPENERS))
+async def config(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Config]:
+    with tempfile.TemporaryDirectory(prefix="cf-") as folder:
+        async with configs.OPENERS[request.param](Path(folder), clock) as opened:
             yield opened
 
 

@@ -1,0 +1,203 @@
+"""Sealing secrets: AES-256-GCM, with the keys in a file.
+
+A sealed text is ``1:<key id>:<base64 of nonce and ciphertext>``. Namespace and path are its
+associated data: moved to another place, it does not open. The id of a key is made from the key.
+
+The file has one key a line, ``<id> <base64 of 32 bytes>``; the last seals, all open. It is made at
+first use, readable by its owner alone, and may be put together again by hand from a backup: lines
+may be added in any order but for the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from micro_ray.errors import InternalError, PreconditionFailed, Unavailable
+
+__all__ = ["KeyFile", "Keys"]
+
+_FORM = "1"
+_NONCE = 12
+_KEY = 32
+#: Bytes of a key file that is read: some ten thousand keys.
+_MAX_FILE = 2**20
+
+
+class Keys:
+    """The keys as they were at one time; ``newest`` is the id of the one that seals."""
+
+    def __init__(self, keys: Mapping[str, AESGCM], newest: str, place: Path) -> None:
+        self.newest = newest
+        self._keys = keys
+        self._place = place
+
+    def seal(self, namespace: str, path: str, text: bytes) -> str:
+        """``text`` sealed for its place."""
+        nonce = os.urandom(_NONCE)
+        sealed = self._keys[self.newest].encrypt(nonce, text, _place(namespace, path))
+        return f"{_FORM}:{self.newest}:{base64.b64encode(nonce + sealed).decode()}"
+
+    def open(self, namespace: str, path: str, sealed: str) -> bytes:
+        """What was sealed. Raises PreconditionFailed when its key is not in the file,
+        InternalError when it has been altered or moved."""
+        form, _, rest = sealed.partition(":")
+        id, _, body = rest.partition(":")
+        if form != _FORM:
+            raise InternalError("config", f"the secret {path!r} is sealed in an unknown form")
+        key = self._keys.get(id)
+        if key is None:
+            raise PreconditionFailed(
+                "config",
+                f"the secret {path!r} is sealed with key {id[:32]}, which is not in {self._place}: "
+                "add its line from a backup of the file (config.key_file), or set the secret again",
+            )
+        try:
+            data = base64.b64decode(body, validate=True)
+            return key.decrypt(data[:_NONCE], data[_NONCE:], _place(namespace, path))
+        except (InvalidTag, binascii.Error, ValueError):
+            raise InternalError(
+                "config",
+                f"the secret {path!r} does not open: it was altered, or belongs elsewhere; set it "
+                "again, or go back to a version that opens",
+            ) from None
+
+    def sealed_by_newest(self, sealed: str) -> bool:
+        return sealed.startswith(f"{_FORM}:{self.newest}:")
+
+
+class KeyFile:
+    """The file; what another process adds to it is seen. All verbs raise PreconditionFailed for a
+    file that others may read or that is malformed, Unavailable when it cannot be read or made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: Keys | None = None
+        self._seen: tuple[int, ...] = ()
+
+    async def keys(self) -> Keys:
+        """The keys as they are now; makes the file at first use."""
+        return await asyncio.to_thread(self._current)
+
+    async def rotate(self) -> Keys:
+        """Add a new key, which seals from now on."""
+        return await asyncio.to_thread(self._rotate)
+
+    def _current(self) -> Keys:
+        with _system(self._path):
+            try:
+                return self._load()
+            except FileNotFoundError:
+                pass
+            with self._locked():
+                if not self._path.exists():
+                    self._write(_line())
+            return self._load()
+
+    def _rotate(self) -> Keys:
+        self._current()
+        with _system(self._path), self._locked():
+            text = self._path.read_text()
+            self._write(text if text.endswith("\n") else text + "\n", _line())
+            return self._load()
+
+    def _load(self) -> Keys:
+        with self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode)
+            if self._keys is not None and seen == self._seen:
+                return self._keys
+            if status.st_mode & 0o077:
+                raise PreconditionFailed(
+                    "config",
+                    f"{self._path} holds keys and can be read by others: chmod 600 {self._path}",
+                )
+            self._keys = _parsed(file, self._path)
+            self._seen = seen
+            return self._keys
+
+    def _write(self, *parts: str) -> None:
+        """Put the file in place whole: a process that is killed meanwhile leaves the old one."""
+        new = self._path.with_name(self._path.name + ".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time adds a key."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(
+            self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _place(namespace: str, path: str) -> bytes:
+    return f"micro-config\0{namespace}\0{path}".encode()
+
+
+def _id(key: bytes) -> str:
+    return hashlib.sha256(b"micro-config" + key).hexdigest()[:12]
+
+
+def _line() -> str:
+    key = secrets.token_bytes(_KEY)
+    return f"{_id(key)} {base64.b64encode(key).decode()}\n"
+
+
+def _parsed(file: IO[bytes], path: Path) -> Keys:
+    keys: dict[str, AESGCM] = {}
+    newest = ""
+    for number, line in enumerate(file.read(_MAX_FILE).splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith(b"#"):
+            continue
+        with contextlib.suppress(binascii.Error, ValueError, UnicodeDecodeError):
+            key = base64.b64decode(words[-1], validate=True)
+            if len(words) == 2 and len(key) == _KEY and words[0].decode() == _id(key):
+                newest = words[0].decode()
+                keys[newest] = AESGCM(key)
+                continue
+        # What is on the line may be most of a key: it is not shown.
+        raise PreconditionFailed(
+            "config", f"{path}, line {number}: no key and its id; restore it from a backup"
+        )
+    if not newest:
+        raise PreconditionFailed(
+            "config", f"{path} has no key: restore it from a backup, or remove it to begin anew"
+        )
+    return Keys(keys, newest, path)
+
+
+@contextlib.contextmanager
+def _system(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable("config", f"the key file {path}: {error.strerror}") from error
