@@ -229,6 +229,8 @@ def _environment(settings: Settings, token: Path) -> dict[str, str]:
         RAY_worker_niceness="0",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_enable_metrics_collection="0",
+        # Beyond four times of it Ray warns of many workers, on every driver's terminal.
+        RAY_worker_maximum_startup_concurrency="8",
         RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE="1000",
         RAY_SERVE_LOG_TO_STDERR="0",
     )

@@ -139,7 +139,10 @@ def publish(
     help="Where a new group begins: now, beginning, a number, a time or how long ago.",
 )  # fmt: skip
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many.")
-@click.option("--ack-wait", default="30s", callback=seconds, metavar="DURATION")
+@click.option(
+    "--ack-wait", default="30s", callback=seconds, metavar="DURATION",
+    help="An event that is not settled within it is given again.",
+)  # fmt: skip
 @click.option("--retry-limit", default=10, help="Given again so often (-1: for ever).")
 @click.option("--no-ack", is_flag=True, help="Look, and leave them to the group.")
 @_verbose

@@ -128,14 +128,17 @@ class ProcessDriver(Driver):
         # In a thread: the loop of a Ray actor is not told of the end of its children.
         shim = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "micro_ray.runtime.shim"],
+            # -P: not what lies in the folder that we happen to be in.
+            [sys.executable, "-P", "-m", "micro_ray.runtime.shim"],
             input=json.dumps(job).encode(),
             capture_output=True,
             env={k: v for k, v in self._environ.items() if k != "PYTHONPATH"},
             check=False,
         )
         if shim.returncode:
-            raise InternalError("runtime", f"the shim failed: {shim.stderr.decode()[-500:]}")
+            raise InternalError(
+                "runtime", f"the shim failed: {shim.stderr.decode(errors='replace')[-500:]}"
+            )
 
     async def _up(self, replica: Replica, workload: Workload) -> Replica:
         """Wait until it has registered; a command need not, if it lives on."""

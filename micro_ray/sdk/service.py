@@ -139,7 +139,7 @@ class Service:
         handler, found = cls(), False
         for name in sorted(dir(cls)):
             kind = inspect.getattr_static(cls, name)
-            if name.startswith("_") or not callable(kind) | isinstance(kind, _METHODS):
+            if name.startswith("_") or not (inspect.isfunction(kind) or isinstance(kind, _METHODS)):
                 continue
             self._endpoints.add(endpoint_name(cls.__name__, name), getattr(handler, name))
             found = True
@@ -193,6 +193,12 @@ class Service:
         from micro_ray.sdk.config import ServiceConfig
 
         return ServiceConfig(self.client)
+
+    @property
+    def node(self) -> str:
+        """What this node is named in the registry; "" while it does not serve."""
+        host = self._life.host if self._life is not None else None
+        return host.node_id if host is not None else ""
 
     @property
     def in_flight(self) -> int:

@@ -88,15 +88,16 @@ class Here:
         """Start a service; it is stopped with the platform. Returns when callers know it."""
         await service.start(self.bootstrap, instance)
         self._stack.push_async_callback(service.stop)
-        await self.known(service.name)
+        await self.known(service.name, service.node)
 
-    async def known(self, service: str) -> None:
-        """Wait until the client's table has a service, ten seconds at most: raises Unavailable
-        then."""
+    async def known(self, service: str, node: str = "") -> None:
+        """Wait until the client knows a node of a service (or this node), ten seconds at most:
+        raises Unavailable then."""
+        table, namespace = self.client.table, self.bootstrap.namespace
         try:
             async with asyncio.timeout(WAIT):
-                while service not in await self.client.services():
-                    await self.client.table.changed()
+                while not any(node in ("", route.id) for route in table.lookup(namespace, service)):
+                    await table.changed()
         except TimeoutError:
             there = ", ".join(await self.client.services())
             raise Unavailable("platform", f"{service} did not appear; there is {there}") from None

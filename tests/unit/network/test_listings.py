@@ -82,7 +82,7 @@ async def test_over_frames(here: Here) -> None:
     assert graph["namespace"] == "micro"
     assert graph["services"]["greeter"] == [{"id": "g1", "version": "2", "host": ""}]
     status = await ask("network", "Network.Status")
-    assert (status["stale"], status["routes"]) == (False, 6)
+    assert (status["stale"], status["routes"]) == (False, 8)
     assert status["epoch"]
 
 

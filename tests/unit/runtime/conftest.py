@@ -124,8 +124,18 @@ class Shop:
         """What replicas have left in folders of the living."""
         sockets = {p.name for p in self.here.bootstrap.run.iterdir()}
         platform = {
-            f"{n}-0.sock" for n in ("registry", "router", "store", "broker", "network", "runtime")
-        }
+            f"{n}-0.sock"
+            for n in (
+                "registry",
+                "router",
+                "store",
+                "broker",
+                "events",
+                "config",
+                "network",
+                "runtime",
+            )
+        } | {"events"}
         status = self.state / "processes"
         return (sockets - platform) | {p.name for p in status.glob("*")}
 

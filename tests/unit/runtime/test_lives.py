@@ -89,6 +89,22 @@ async def test_everything_is_killed(shop: Shop, store: Store) -> None:
         await runtime.halt(0)
 
 
+async def test_one_name_in_two_namespaces(shop: Shop) -> None:
+    """Each gets its own back."""
+    pids = {}
+    async with shop.runtime() as runtime:
+        for namespace in ("a", "b"):
+            await runtime.create(replace(SLEEP, namespace=namespace))
+            pids[namespace] = (await until(runtime, "w", State.RUNNING, namespace)).replicas[0].pid
+    async with shop.runtime() as runtime:
+        for namespace, pid in pids.items():
+            (status,) = await runtime.read("w", namespace)
+            assert [replica.pid for replica in status.replicas] == [pid]
+        await runtime.delete("w", "a")
+        assert alive(pids["b"])
+        await runtime.delete("w", "b")
+
+
 async def test_halted(shop: Shop) -> None:
     """The platform stops: replicas end well, what is desired stays, and nothing new begins."""
     async with shop.runtime() as runtime:

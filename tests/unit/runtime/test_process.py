@@ -99,6 +99,16 @@ async def test_the_environment(driver: ProcessDriver, shop: Shop) -> None:
         assert line in lines
 
 
+async def test_where_the_runtime_was_started_does_not_matter(
+    driver: ProcessDriver, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the folder that happens to be named as one of Python's is not run."""
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    running = await start(driver, shop, command("sleep", "60"))
+    await driver.stop(running, 0)
+
+
 async def test_namespaces_are_apart(driver: ProcessDriver, shop: Shop) -> None:
     """Its namespace is in its environment, its logs and its folders."""
     workload = sh("echo $MICRO_NAMESPACE; pwd; exec sleep 60", namespace="tenant")

@@ -190,6 +190,25 @@ async def test_a_restart(runtime: Reconciler) -> None:
     assert after.ready == 2
 
 
+async def test_what_goes_on_after_a_failed_update_is_scaled(runtime: Reconciler) -> None:
+    """The update that failed is not tried again for it; an update of its own is."""
+    await runtime.create(SLEEP)
+    await until(runtime, "w", State.RUNNING)
+    await runtime.update("w", "micro", {"command": ["no-such-command"]})
+    failed = await until(runtime, "w", State.ERROR)
+    await runtime.update("w", "micro", {"replicas": 3})
+
+    async def three() -> bool:
+        (status,) = await runtime.read("w")
+        return [r.state for r in status.replicas] == [State.RUNNING] * 3
+
+    await eventually(three)
+    (status,) = await runtime.read("w")
+    assert (status.state, status.error) == (State.ERROR, failed.error)
+    await runtime.update("w", "micro", {"command": ["sleep", "2000"]})
+    assert (await until(runtime, "w", State.RUNNING)).ready == 3
+
+
 async def test_scaled_to_nothing_and_back(runtime: Reconciler) -> None:
     await runtime.create(replace(SLEEP, replicas=0))
     assert (await steps(runtime, "w"))[-1] == Progress(state=State.STOPPED, text="stopped")
