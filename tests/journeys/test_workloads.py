@@ -278,6 +278,20 @@ def test_a_command_as_a_process(server: Server, run: Any) -> None:
     assert not any(lives(pid) for pid in children)
 
 
+async def test_the_example_that_is_not_python(server: Server, run: Any) -> None:
+    await asyncio.to_thread(
+        run, "shell", "examples/shell", "--command", "sh tick.sh", "-e", "EVERY=0.05"
+    )
+
+    def ticks() -> bool:
+        return "tick 3 of shell" in micro(server, "logs", "-n", "1000", "shell")
+
+    await eventually(ticks, within=20)
+    (pid,) = replicas(server, "shell")
+    micro(server, "kill", "shell")
+    assert not lives(pid)
+
+
 async def test_logs_are_followed(server: Server, run: Any, source: Source) -> None:
     folder = source(
         "talker",
