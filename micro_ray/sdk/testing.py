@@ -132,7 +132,8 @@ async def platform() -> AsyncIterator[Here]:
             await stack.enter_async_context(here.client)
             table = network_face.endpoints(await here.network())
             hosts.append(await here.host("network", table, socket_name="network-0", drain=0.0))
-            await here.known("store")
+            for name in ("registry", "router", "store", "network"):
+                await here.known(name)
             # Once all services have left, nobody is to be told that these go: all at once.
             stack.push_async_callback(_close, hosts)
             yield here
