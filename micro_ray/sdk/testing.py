@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -131,24 +131,30 @@ async def platform() -> AsyncIterator[Here]:
             here = Here(boot, stack)
             stack.push_async_callback(here.registry.close)
             face = registry_face.endpoints(here.registry)
-            registry = await here.host("registry", face, socket_name="registry-0", drain=0.0)
+            hosts = [await here.host("registry", face, socket_name="registry-0", drain=0.0)]
             remote = RemoteRegistry(WireDialer(), boot.registry)
             stack.push_async_callback(remote.close)
             router = await stack.enter_async_context(Router(remote))
-            await here.host("router", router_face.endpoints(router), socket_name="router-0")
-            await here.host("store", store_face.endpoints(here.store), socket_name="store-0")
-            await here.host("broker", broker_face.endpoints(here.broker), socket_name="broker-0")
             stack.push_async_callback(here.broker.close)
-            events = await stack.enter_async_context(SqliteEvents(run / "events"))
-            await here.host("events", events_face.endpoints(events), socket_name="events-0")
-            await stack.enter_async_context(here.client)
-            caller = await here.network()
-            await here.host("network", network_face.endpoints(caller), socket_name="network-0")
             stack.push_async_callback(here.config.close)
-            await here.host("config", config_face.endpoints(here.config), socket_name="config-0")
-            for name in ("store", "broker", "events", "config"):
+            events = await stack.enter_async_context(SqliteEvents(run / "events"))
+            for name, table in (
+                ("router", router_face.endpoints(router)),
+                ("store", store_face.endpoints(here.store)),
+                ("broker", broker_face.endpoints(here.broker)),
+                ("events", events_face.endpoints(events)),
+                ("config", config_face.endpoints(here.config)),
+            ):
+                hosts.append(await here.host(name, table, socket_name=f"{name}-0", drain=0.0))
+            await stack.enter_async_context(here.client)
+            table = network_face.endpoints(await here.network())
+            hosts.append(await here.host("network", table, socket_name="network-0", drain=0.0))
+            for name in ("registry", "router", "store", "broker", "events", "config", "network"):
                 await here.known(name)
-            # At the end the registry goes first, once all services have left: nobody is to be told
-            # that the others go.
-            stack.push_async_callback(registry.close)
+            # Once all services have left, nobody is to be told that these go: all at once.
+            stack.push_async_callback(_close, hosts)
             yield here
+
+
+async def _close(hosts: Sequence[Host]) -> None:
+    await asyncio.gather(*(host.close() for host in hosts))
