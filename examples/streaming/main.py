@@ -1,4 +1,4 @@
-"""The four kinds of endpoints."""
+"""The three kinds of streams: of answers, of requests, and of both."""
 
 import asyncio
 from collections.abc import AsyncIterator
