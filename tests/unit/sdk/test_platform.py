@@ -44,7 +44,9 @@ async def test_it_is_up_at_once() -> None:
 async def test_it_is_whole(here: Here) -> None:
     """The platform's services are called as any other: over frames, by name."""
     call = here.client.call
-    assert set(await here.client.services()) == {"registry", "router", "store", "network"}
+    assert set(await here.client.services()) == {
+        "broker", "config", "events", "network", "registry", "router", "store",
+    }  # fmt: skip
     await call("store", "Store.Write", {"key": "a", "value": "b"})
     assert (await call("store", "Store.List"))["keys"] == ["a"]
     assert (await here.store.read("a")).value == b"b"
@@ -104,7 +106,7 @@ async def test_a_service_that_does_not_start(here: Here) -> None:
 async def test_what_does_not_appear(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that waits for what never comes fails, and says what there is."""
     monkeypatch.setattr(testing, "WAIT", 0.05)
-    with pytest.raises(Unavailable, match="nobody did not appear; there is network, registry, rou"):
+    with pytest.raises(Unavailable, match="nobody did not appear; there is broker, config, ev"):
         await here.known("nobody")
 
 
