@@ -1,5 +1,5 @@
-"""``python -m tests.fuzz.guided MACHINE SECONDS``: inputs guided by the coverage of the frames' code
-(atheris, which is libFuzzer). It ends with the figures of the run, or with the input that
+"""``python -m tests.fuzz.guided MACHINE SECONDS``: inputs guided by the coverage of the code of
+frames (atheris, which is libFuzzer). It ends with the figures of the run, or with the input that
 failed."""
 
 from __future__ import annotations

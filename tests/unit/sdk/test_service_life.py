@@ -13,6 +13,7 @@ from micro_ray import Service
 from micro_ray.errors import BadGateway, BadRequest, Cancelled, Unavailable
 from micro_ray.sdk import service as service_module
 from micro_ray.sdk.testing import Here
+from micro_ray.wire.host import LEAVING
 from tests.fixtures.wait import eventually
 
 
@@ -229,6 +230,7 @@ async def test_no_registry(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (here.bootstrap.run / "lonely.sock").exists()
 
 
+@pytest.mark.parametrize("leaving", [LEAVING])
 async def test_a_stop_loses_no_call(here: Here) -> None:
     """Of two replicas one stops while both are called without a break."""
     services = []
@@ -301,9 +303,8 @@ async def test_nothing_is_left(here: Here) -> None:
     assert set(os.listdir(here.bootstrap.run)) == files
 
 
-async def test_a_call_that_outlives_the_drain(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_outlives_the_drain(here: Here) -> None:
     """It is cut off, and its caller is told."""
-    monkeypatch.setattr("micro_ray.wire.host.LEAVING", 0.01)
     service, stuck = Service("w"), asyncio.Event()
 
     @service.endpoint
