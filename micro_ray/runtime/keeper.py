@@ -362,7 +362,7 @@ class Keeper:
                 break
             except Exception:
                 log.exception("stopping %s", replica.id)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(self._patience.resync)
         self._forget(replica)
 
     def _failed(self, replica: Replica, why: str, lived: float | None = None) -> None:

@@ -165,7 +165,7 @@ async def until(runtime: Runtime, name: str, state: State, namespace: str = "mic
 def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command need not live for two seconds to count as running, and the platform itself, which
     nobody calls when it goes, does not wait for its callers. Replicas do, in their processes."""
-    monkeypatch.setattr(process_module, "LIVES", 0.15)
+    monkeypatch.setattr(process_module, "LIVES", 0.08)
     monkeypatch.setattr("micro_ray.wire.host.LEAVING", 0.001)
 
 

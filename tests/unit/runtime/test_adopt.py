@@ -59,10 +59,12 @@ async def test_what_ended_meanwhile(driver: ProcessDriver, shop: Shop) -> None:
 
 async def test_what_was_being_started(driver: ProcessDriver, shop: Shop) -> None:
     """Nobody knows whether it would have come up: it is ended, and will be started anew."""
-    digest = await shop.unpacked(service_source("w", more="import time; time.sleep(1000)"))
+    digest = await shop.unpacked(
+        service_source("w", more="print('begun'); import time; time.sleep(1000)")
+    )
     workload = Workload(name="w", digest=digest, driver="process")
     starting = asyncio.create_task(driver.start(shop.replica(workload), workload))
-    await eventually(lambda: len(shop.processes()) == 2)
+    await eventually(lambda: "begun" in shop.log())
     found = await shop.driver().adopt()  # as if the first runtime had been killed
     assert found == []
     with pytest.raises(Unavailable):

@@ -61,15 +61,16 @@ def family(shop: Shop, replica: Replica) -> list[int]:
     return marked("MICRO_INSTANCE", replica.id)
 
 
-async def test_children_go_with_it(driver: ProcessDriver, shop: Shop) -> None:
+async def test_children_go_with_it(shop: Shop) -> None:
     """Also when it is killed itself, and though they ignore TERM."""
+    driver = shop.driver(grace=0.3)
     script = "sleep 1000 & (trap '' TERM; sleep 1000) & sleep 1000"
     async with running(driver, shop, script) as replica:
         assert len(family(shop, replica)) >= 4
         os.kill(replica.pid, signal.SIGKILL)
         begun = time.monotonic()
         assert await driver.ended(replica) == "killed by SIGKILL"
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 5
         assert family(shop, replica) == []
 
 

@@ -174,7 +174,7 @@ async def wait() -> None:
     print("waiting for a database", flush=True)
     await asyncio.Event().wait()
 """
-    patience = Patience(start=2.0, drain=2, resync=0.2)
+    patience = Patience(start=1.2, drain=2, resync=0.2)
     async with shop.runtime(patience=patience) as runtime:
         await begin(runtime, shop, 1)
         async with called(shop.here) as calls:
@@ -182,7 +182,7 @@ async def wait() -> None:
             status = await until(runtime, "w", State.ERROR)
             await calls.more(20, "one")
         assert calls.failures == []
-        assert status.error == "did not come up within 2 s; its log may say why"
+        assert status.error == "did not come up within 1.2 s; its log may say why"
         assert "waiting for a database" in shop.log()
         assert len(status.replicas) == 1
         await runtime.halt(1)
