@@ -161,6 +161,7 @@ async def test_what_cannot_be_run(
         ("import sys; sys.exit('I will not')\n", "I will not"),
         ("1/0\n", "ZeroDivisionError: division by zero"),
         ("import os; os.abort()\n", ""),
+        ("raise SystemExit('nothing to serve')\n", "nothing to serve"),
     ],
 )
 async def test_a_source_that_does_not_come_up(
@@ -174,6 +175,25 @@ async def test_a_source_that_does_not_come_up(
     assert said.endswith(end)
     if "Error" in last:
         assert "Traceback (most recent call last):\n" in said or 'File "' in said
+
+
+async def test_two_services_in_one_file(driver: ProcessDriver, shop: Shop) -> None:
+    """The one whose ``run()`` is called is served, and by it the replica is known."""
+    main = service_source("second").replace(
+        "@service.endpoint", "first = Service('first')\n\n@service.endpoint", 1
+    )
+    digest = await shop.unpacked(main)
+    running = await start(driver, shop, Workload(name="w", digest=digest, driver="process"))
+    await shop.here.known("second", running.id)
+    assert "first" not in await shop.here.client.services()
+    await driver.stop(running, 5)
+
+
+async def test_without_any_service(driver: ProcessDriver, shop: Shop) -> None:
+    """A script that does its work and ends is no service; it has a command's driver for that."""
+    digest = await shop.unpacked("print('my work is done')\n")
+    said = await fails(driver, shop, Workload(name="w", digest=digest, driver="process"))
+    assert said == "my work is done\nexited with status 0"
 
 
 async def test_a_hook_that_raises(driver: ProcessDriver, shop: Shop) -> None:
