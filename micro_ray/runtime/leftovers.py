@@ -1,4 +1,4 @@
-"""What a replica that was killed could not clear up: processes that it had started, its socket."""
+"""Processes that a replica had started, and could not end because it was killed itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from micro_ray.runtime.shim import start_time
-from micro_ray.settings import socket_path
 
 __all__ = ["INSTANCE", "sweep"]
 
@@ -17,9 +16,8 @@ __all__ = ["INSTANCE", "sweep"]
 INSTANCE = "MICRO_INSTANCE"
 
 
-def sweep(replica: str, run: Path | None) -> None:
-    """Leave nothing of an ended replica on this machine; ``run`` is the folder of sockets. Blocks,
-    a second at most."""
+def sweep(replica: str) -> None:
+    """KILL every process on this machine that a replica has started. Blocks, a second at most."""
     mark = f"{INSTANCE}={replica}".encode()
     for _ in range(20):
         found = False
@@ -32,8 +30,5 @@ def sweep(replica: str, run: Path | None) -> None:
                     found = start_time(pid) > 0 or found
                     os.kill(pid, signal.SIGKILL)
         if not found:
-            break
+            return
         time.sleep(0.05)
-    if run is not None:
-        with contextlib.suppress(OSError):
-            socket_path(run, replica).unlink(missing_ok=True)

@@ -22,7 +22,9 @@ KEEP = 20
 KEEP_BYTES = 64 * 2**20
 #: Seconds between looks for new lines while following.
 POLL = 0.1
-#: Bytes read from the end of each file for the last lines, and in one look while following.
+#: Bytes read from the end of each file for the last lines, at first and at most, and in one look
+#: while following.
+FIRST_LOOK = 16 * 2**10
 TAIL_BYTES = 4 * 2**20
 PIECE = 2**20
 
@@ -175,13 +177,18 @@ def _inode(path: Path) -> int:
 
 def _last(file: BinaryIO, replica: str, count: int) -> tuple[list[LogLine], _Place]:
     size = file.seek(0, os.SEEK_END)
-    begin = max(0, size - TAIL_BYTES)
-    file.seek(begin)
-    data = file.read(size - begin)
-    whole = data.rfind(b"\n") + 1
-    rows = data[:whole].split(b"\n")[:-1]
-    if begin:
-        rows = rows[1:]  # a part of a line
+    back = min(FIRST_LOOK, TAIL_BYTES)
+    while True:
+        begin = max(0, size - back)
+        file.seek(begin)
+        data = file.read(size - begin)
+        whole = data.rfind(b"\n") + 1
+        rows = data[:whole].split(b"\n")[:-1]
+        if begin:
+            rows = rows[1:]  # a part of a line
+        if len(rows) >= count or not begin or back >= TAIL_BYTES:
+            break
+        back = min(back * 8, TAIL_BYTES)
     place = _Place()
     place.begin(file)
     place.offset = begin + whole

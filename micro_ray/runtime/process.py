@@ -156,7 +156,7 @@ class ProcessDriver(Driver):
                 self._started.setdefault(place, set()).add(replica.id)
                 await asyncio.to_thread(self._mark(replica).touch)
                 return replace(
-                    replica, state=State.RUNNING, pid=status["child"], started=time.time()
+                    replica, state=State.RUNNING, pid=status.get("child", 0), started=time.time()
                 )
             await asyncio.sleep(POLL)
 
@@ -241,11 +241,10 @@ class ProcessDriver(Driver):
 
     def _clear(self, replica: Replica, status: Mapping[str, Any]) -> None:
         """Leave nothing of a replica whose shim has ended. Blocks."""
-        run = self._environ.get("MICRO_RUN", "")
-        if "ended" in status:
+        if "ended" not in status:
+            sweep(replica.id)  # the shim was killed and could not clear up
+        if run := self._environ.get("MICRO_RUN"):
             socket_path(Path(run), replica.id).unlink(missing_ok=True)
-        else:
-            sweep(replica.id, Path(run))  # the shim was killed and could not clear up
         self._machine.give_back(replica.id)
         place = (replica.namespace, replica.workload)
         self._registers(place)

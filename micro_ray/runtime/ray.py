@@ -25,7 +25,7 @@ from micro_ray.runtime import Replica as ReplicaState
 from micro_ray.runtime.folders import log_folder, source_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.logfile import Capture, LogFile
-from micro_ray.settings import Bootstrap
+from micro_ray.settings import Bootstrap, socket_path
 
 __all__ = ["RayDriver", "Replica"]
 
@@ -35,6 +35,8 @@ ENTRY = "main.py"
 STOPPED = "it was stopped"
 #: Seconds after which a replica that has no place yet is looked at.
 PLACE = 5.0
+#: Seconds that a replica of an earlier life of the runtime has to say what it is.
+ANSWERS = 10.0
 
 
 class Replica:
@@ -76,8 +78,8 @@ class Replica:
         return os.getpid()
 
     async def describe(self) -> ReplicaState | None:
-        """What this replica is; None before it has started."""
-        return self._described
+        """What this replica is; None before it has started and once it has stopped."""
+        return None if self._ended.is_set() else self._described
 
     async def wait(self) -> None:
         """Return when the replica has been stopped; a death is told by Ray instead."""
@@ -91,8 +93,8 @@ class Replica:
 
 
 class RayDriver(Driver):
-    """``environ`` holds nothing here: actors get what Ray's workers have, and ``boot`` says where
-    the platform is. Runs on a loop whose process has joined Ray."""
+    """``boot`` says where the platform is; actors get the environment that Ray's workers have. Runs
+    on a loop whose process has joined Ray."""
 
     def __init__(self, state: Path, boot: Bootstrap, *, log_limit: int = 16 * 2**20) -> None:
         self._state = state
@@ -179,9 +181,9 @@ class RayDriver(Driver):
             except RayError as error:
                 why = await self._why(replica, _short(error))
             break
-        if why != STOPPED:
-            self._actors.pop(replica.id, None)
-            await asyncio.to_thread(sweep, replica.id, self._boot.run)
+        # Also one that has stopped in good order is a process still: whoever stopped it may have
+        # died before it could end it.
+        await self._kill(replica, actor)
         return why
 
     async def stop(self, replica: ReplicaState, grace: float) -> None:
@@ -199,7 +201,12 @@ class RayDriver(Driver):
         self._actors.pop(replica.id, None)
         with contextlib.suppress(RayError):
             await asyncio.to_thread(ray.kill, actor, no_restart=True)
-        await asyncio.to_thread(sweep, replica.id, self._boot.run)
+        await asyncio.to_thread(self._clear, replica)
+
+    def _clear(self, replica: ReplicaState) -> None:
+        """What a process that was killed has left on this machine. Blocks."""
+        sweep(replica.id)
+        socket_path(self._boot.run, replica.id).unlink(missing_ok=True)
 
     async def adopt(self) -> list[ReplicaState]:
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
@@ -207,12 +214,11 @@ class RayDriver(Driver):
         for row in named:
             if row["namespace"] != RAY_NAMESPACE or not row["name"].startswith(PREFIX):
                 continue
-            with contextlib.suppress(RayError, ValueError, TimeoutError):
+            with contextlib.suppress(RayError, ValueError):
                 actor = await asyncio.to_thread(ray.get_actor, row["name"], namespace=RAY_NAMESPACE)
-                async with asyncio.timeout(5):
-                    described = await actor.describe.remote()
-                if described is None:  # it was being started when the runtime died
-                    await asyncio.to_thread(ray.kill, actor, no_restart=True)
+                described = await _described(actor)
+                if described is None:
+                    await self._kill(_named(row["name"]), actor)
                     continue
                 self._actors[described.id] = actor
                 found.append(described)
@@ -226,6 +232,25 @@ class RayDriver(Driver):
         folder = log_folder(self._state, replica.namespace, replica.workload)
         lines = await asyncio.to_thread(logs.Reader(folder, replica.id).tail, 20)
         return "\n".join([*(line.text for line in lines), ended])
+
+
+async def _described(actor: Any) -> ReplicaState | None:
+    """What an actor is; None for one to be ended: it was being started when the runtime died, has
+    stopped, or does not answer. Left alone, the last would serve for ever beside its successor."""
+    try:
+        async with asyncio.timeout(ANSWERS):
+            described: ReplicaState | None = await actor.describe.remote()
+    except TimeoutError:
+        return None
+    return described
+
+
+def _named(name: str) -> ReplicaState:
+    """What the name of an actor says of its replica."""
+    namespace, workload, id = name.removeprefix(PREFIX).split(":")
+    return ReplicaState(
+        id=id, namespace=namespace, workload=workload, generation=0, state=State.STOPPING
+    )
 
 
 def _log_to_stderr() -> None:

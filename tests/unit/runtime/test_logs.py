@@ -96,6 +96,14 @@ def test_only_whole_lines(tmp_path: Path) -> None:
     assert texts(Reader(tmp_path).tail(9)) == ["one", "two"]
 
 
+def test_as_much_of_a_file_as_is_needed(tmp_path: Path) -> None:
+    """However many lines are asked for, and however long they are."""
+    rows = [(float(n), f"line {n} " + "x" * (n * 37 % 5_000)) for n in range(700)]
+    write(tmp_path / "r.log", *rows)
+    for count in (1, 2, 15, 100, 699, 700, 10_000):
+        assert texts(Reader(tmp_path).tail(count)) == [text for _, text in rows[-count:]]
+
+
 def test_the_end_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so much is read, and the first line of it is a whole one."""
     monkeypatch.setattr(logs, "TAIL_BYTES", 1_000)
