@@ -157,14 +157,23 @@ def _free(host: str, port: int, name: str) -> None:
 
 @contextlib.contextmanager
 def _lock(settings: Settings) -> Any:
-    """One server per state folder. The lock goes with the process, however it ends."""
+    """One server per state folder and run folder. A lock goes with its process, however that
+    ends."""
     for folder in (settings.state, settings.run):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable("server", f"cannot make {folder}: {error.strerror}") from error
-    path = settings.state / "server.lock"
-    with path.open("a+") as file:
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_locked(settings.state, "MICRO_STATE"))
+        # The sockets of an earlier life are removed: they must not be another server's.
+        locks.enter_context(_locked(settings.run, "MICRO_RUN"))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, variable: str) -> Any:
+    with (folder / "server.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -172,8 +181,8 @@ def _lock(settings: Settings) -> Any:
             owner = file.read().strip() or "unknown"
             raise Conflict(
                 "server",
-                f"another micro server (pid {owner}) runs on {settings.state}. "
-                "Stop it, or set MICRO_STATE to another folder.",
+                f"another micro server (pid {owner}) runs on {folder}. "
+                f"Stop it, or set {variable} to another folder.",
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -297,13 +306,13 @@ async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
         ray_serve.start(proxy_location=location, http_options=options)
         ray_serve.run(application(settings), name=NAME, route_prefix="/")
 
-    await asyncio.to_thread(up)
     url = f"http://{settings.api.host}:{settings.api.port}"
-    await _answers(settings.api.host, settings.api.port, settings.runtime.start_timeout)
-    report(f"api       up  {url}  {settings.api.replicas} replicas")
-    if settings.api.serve_port:
-        report(f"serve     up  http://{settings.api.host}:{settings.api.serve_port}")
     try:
+        await asyncio.to_thread(up)
+        await _answers(settings.api.host, settings.api.port, settings.runtime.start_timeout)
+        report(f"api       up  {url}  {settings.api.replicas} replicas")
+        if settings.api.serve_port:
+            report(f"serve     up  http://{settings.api.host}:{settings.api.serve_port}")
         yield url
     finally:
         await asyncio.to_thread(ray_serve.shutdown)

@@ -191,7 +191,9 @@ class Database:
         connection.execute("SAVEPOINT one")
         try:
             answer = job(connection)
-        except MicroError as error:
+        except sqlite3.Error:
+            raise  # the file's trouble, and so that of all
+        except Exception as error:
             connection.execute("ROLLBACK TO one")
             connection.execute("RELEASE one")
             return None, error

@@ -116,7 +116,9 @@ class Supervisor:
                 pause = BACKOFF[0]
                 self._waiting[service, index] = actor
                 await actor.wait.remote()
-                return
+                # Somebody has stopped it by its handle. At the end of the platform this task has
+                # been cancelled before, so the pool is to be whole again.
+                await asyncio.to_thread(ray.kill, actor, no_restart=True)
             except RayTaskError as error:
                 log.warning("%s did not start: %s", actor_name(service, index), error)
             except RayActorError as error:

@@ -32,6 +32,8 @@ NAME = "api"
 
 #: Seconds a door waits for its first route table before it listens without one.
 FIRST_TABLE = 10.0
+#: Seconds of a replica's graceful stop that are Serve's own.
+SERVE = 3.0
 
 
 class ApiDoor:
@@ -64,7 +66,9 @@ class ApiDoor:
                 await follower.ready.wait()
         self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
         await self._listener.start()
-        self._stack.push_async_callback(self._listener.stop)
+        # Done before Serve, which gives the replica ``drain_timeout`` in all, would kill it.
+        drain = max(0.0, settings.runtime.drain_timeout - SERVE)
+        self._stack.push_async_callback(self._listener.stop, drain)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose listener is gone."""

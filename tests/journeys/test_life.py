@@ -102,6 +102,17 @@ def test_a_second_server_on_the_same_state(server: Server) -> None:
     assert "MICRO_STATE" in done.stderr
 
 
+def test_a_second_server_on_the_same_run_folder(server: Server, state: Path) -> None:
+    """Another state, but the sockets of the first: they stay."""
+    run = server.state / "run"
+    before = sorted(run.glob("*.sock"))
+    done = start(state, MICRO_RUN=str(run))
+    assert done.returncode == 1
+    assert f"(pid {server.pid}) runs on {run}" in done.stderr
+    assert "MICRO_RUN" in done.stderr
+    assert sorted(run.glob("*.sock")) == before
+
+
 def test_a_port_in_use(state: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

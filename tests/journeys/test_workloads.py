@@ -3,6 +3,7 @@ whose authors are told what is wrong."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from bench.stack import MICRO, ROOT, Server, micro
 from tests.chaos.load import Load
+from tests.chaos.platform import processes
 from tests.fixtures.wait import eventually
 from tests.journeys.conftest import Driver, Source
 
@@ -94,6 +96,76 @@ async def test_a_killed_replica_is_replaced(server: Server, run: Any) -> None:
 
     await eventually(replaced, within=20)
     assert status(server, "helloworld")["restarts"] == 1
+
+
+def actors(driver: Driver, at: Server, name: str) -> list[str]:
+    """The ids of a workload's actors, as Ray has them."""
+    code = "print([a['name'] for a in ray.util.list_named_actors(all_namespaces=True)])"
+    found = ast.literal_eval(driver(at, code).strip().splitlines()[-1])
+    prefix = f"replica:micro:{name}:"
+    return [actor.removeprefix(prefix) for actor in found if actor.startswith(prefix)]
+
+
+async def test_a_busy_replica_is_no_orphan_when_the_runtime_dies(
+    server: Server, run: Any, driver: Driver, source: Source
+) -> None:
+    """It does not say what it is, so it is ended, and what is known is all that there is."""
+    folder = source(
+        "busy",
+        """
+        import time
+        from micro_ray import Service
+        service = Service("busy")
+        @service.endpoint
+        async def call(seconds: float = 0) -> str:
+            time.sleep(seconds)  # holds its loop up
+            return "done"
+        """,
+    )
+    await asyncio.to_thread(run, "busy", folder)
+    (old,) = replicas(server, "busy")
+    url = f"http://127.0.0.1:{server.port}/busy?seconds=40"
+    request = urllib.request.Request(url, data=b"", headers={"timeout": "1"})
+    with pytest.raises(urllib.error.HTTPError) as late:
+        await asyncio.to_thread(urllib.request.urlopen, request)
+    late.value.close()
+    (runtime,) = processes(server)["ray::RuntimeActor"]
+    runtime.kill()
+
+    def replaced() -> bool:
+        found = status(server, "busy")["replicas"]
+        return [r["id"] for r in found if r["state"] == "running"] == actors(driver, server, "busy")
+
+    await eventually(replaced, within=60, every=0.5)
+    assert not lives(old)
+    assert get(server, "/busy", data=b"{}") == (200, "done")
+
+
+def test_a_pool_is_whole_again_when_a_member_was_stopped(server: Server, driver: Driver) -> None:
+    """By its handle, as anybody on the cluster can."""
+    code = """
+    import time
+    one = ray.get_actor("store-1", namespace="micro")
+    pid = ray.get(one.ping.remote())["pid"]
+    ray.get(one.stop.remote())
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            said = ray.get(ray.get_actor("store-1", namespace="micro").ping.remote())
+        except (ray.exceptions.RayError, ValueError):
+            said = {"pid": pid}
+        if said["pid"] != pid:
+            print("good")
+            break
+        time.sleep(0.1)
+    """
+    assert "good\n" in driver(server, code)
+    assert status_of_store(server) == 2
+
+
+def status_of_store(at: Server) -> int:
+    """How many members of the store can be called."""
+    return len(json.loads(micro(at, "health", "store", "-o", "json")))
 
 
 def test_an_update_that_does_not_come_up_leaves_the_old_one(

@@ -232,3 +232,24 @@ async def test_what_a_killed_process_left_of_a_blob_goes(tmp_path: Path) -> None
         await store.sweep_blobs()
         assert not left.exists()
         assert b"".join([p async for p in store.read_blob("b")]) == b"kept"
+
+
+async def test_one_write_that_breaks_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Whatever it raises: those that wait with it share a commit, not its fate."""
+
+    def breaks(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM records")
+        raise OverflowError("too large for SQLite")
+
+    async with SqliteStore(tmp_path) as store:
+        await store.write("first", b"1")
+        (file,) = store._files.values()
+        done = await asyncio.gather(
+            store.write("before", b"1"),
+            file.write(breaks),
+            store.write("after", b"1"),
+            return_exceptions=True,
+        )
+        assert [isinstance(outcome, BaseException) for outcome in done] == [False, True, False]
+        assert isinstance(done[1], OverflowError)
+        assert await store.keys() == ["after", "before", "first"]
