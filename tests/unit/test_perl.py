@@ -4,10 +4,12 @@ calls and loses nothing of. ``test_perl_frames.py`` shows what it does with peer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,7 +18,10 @@ import pytest
 
 from micro_ray.errors import BadRequest, NotFound, Timeout, TooLarge, UnsupportedMedia
 from micro_ray.registry import Registry
+from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.sdk.testing import Here
+from micro_ray.wire import registry as face
+from micro_ray.wire.server import Server
 from tests.fixtures.lines import registry_at
 from tests.fixtures.perl import Perl, perl, reason
 from tests.fixtures.wait import eventually
@@ -239,6 +244,31 @@ async def test_a_registry_that_comes_later() -> None:
             await service.says(f"not registered: no registry at {place.address}")
             async with place:
                 await eventually(lambda: there(place.registry))
+
+
+async def test_the_registration_is_renewed() -> None:
+    """Both clocks run fifty times as fast: the TTL of 30 s is over in 0.6 s."""
+
+    def clock() -> float:
+        return 50 * time.monotonic()
+
+    with tempfile.TemporaryDirectory(prefix="pl-") as folder:
+        run = Path(folder)
+        async with contextlib.AsyncExitStack() as stack:
+            registry = MemoryRegistry(clock=clock, sweep=0.02)
+            stack.push_async_callback(registry.close)
+            server = await stack.enter_async_context(Server(face.endpoints(registry).handler))
+            address = await server.listen(f"unix:{run}/r.sock")
+            async with perl(run, [address], "perl-one", speed=50) as service:
+                await eventually(lambda: there(registry))
+                end = clock() + 80
+                while clock() < end:
+                    assert await there(registry)
+                    await asyncio.sleep(0.01)
+                os.kill(service.pid, signal.SIGSTOP)  # its stream stays open
+                await eventually(lambda: gone(registry))
+                os.kill(service.pid, signal.SIGCONT)
+                await eventually(lambda: there(registry))
 
 
 async def test_a_registry_that_refuses(here: Here) -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +34,6 @@ from micro_ray.wire.protocol import (
     encode_request,
 )
 from tests.fixtures.perl import Perl, perl, reason
-from tests.fixtures.wait import eventually
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -100,7 +100,7 @@ async def service() -> AsyncIterator[Perl]:
     with tempfile.TemporaryDirectory(prefix="pl-") as folder:
         run = Path(folder)
         async with perl(run, [f"unix:{run}/nobody.sock"], "perl-one") as up:
-            await eventually(up.path.exists)
+            await up.says("not registered: no registry")  # it listens before it asks
             yield up
 
 
@@ -352,11 +352,36 @@ async def test_garbage_does_not_end_it(service: Perl) -> None:
         await greets(peer, 1)
 
 
-async def test_who_says_no_hello_is_let_go(service: Perl) -> None:
-    async with raw(service, b"") as peer:
-        stream, form = await peer.error()  # after the five seconds of the page
+@pytest.fixture
+async def hasty() -> AsyncIterator[Perl]:
+    """Its seconds pass twenty times as fast."""
+    with tempfile.TemporaryDirectory(prefix="pl-") as folder:
+        run = Path(folder)
+        async with perl(run, [f"unix:{run}/nobody.sock"], "perl-one", speed=20) as up:
+            await up.says("not registered: no registry")
+            yield up
+
+
+async def test_who_says_no_hello_is_let_go(hasty: Perl) -> None:
+    begun = time.monotonic()
+    async with raw(hasty, b"") as peer:
+        stream, form = await peer.error()
         assert (stream, form["detail"]) == (0, "no HELLO within 5 s")
-        await peer.closed()
+        assert await peer.closed() == []
+    assert 20 * (time.monotonic() - begun) > 4
+
+
+async def test_who_is_silent_is_asked_and_let_go(hasty: Perl) -> None:
+    async with raw(hasty) as peer, raw(hasty) as other:
+        begun = time.monotonic()
+        for connection in (peer, other):
+            assert await connection.frame() == (Kind.PING, 0, 0, b"")
+        assert 20 * (time.monotonic() - begun) > 9
+        other.send(encode_frame(Kind.PING, ACK, 0))
+        assert await peer.closed() == []
+        assert 20 * (time.monotonic() - begun) > 19
+        assert {kind for kind, *_ in await other.all()} <= {Kind.PING}
+        await greets(other, 1)
 
 
 async def test_who_sends_and_takes_nothing_is_not_read(service: Perl) -> None:
@@ -367,7 +392,7 @@ async def test_who_sends_and_takes_nothing_is_not_read(service: Perl) -> None:
     sent = 0
     async with raw(service) as other:
         try:
-            while True:
+            while sent < 2**24:
                 writer.write(ping)
                 sent += len(ping)
                 async with asyncio.timeout(0.5):
