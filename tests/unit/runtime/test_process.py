@@ -122,13 +122,14 @@ async def test_folders(driver: ProcessDriver, shop: Shop) -> None:
     """A source's own folder, or an empty one of the workload's."""
     digest = await shop.unpacked("", data="here\n")
     running = await start(driver, shop, sh("pwd; cat data; exec sleep 60", digest=digest))
-    assert shop.log() == [f"{shop.state}/sources/micro/{digest}", "here"]
+    there = [f"{shop.state}/sources/micro/{digest}", "here"]
+    await eventually(lambda: shop.log() == there)
     await driver.stop(running, 0)
     bare = sh("pwd; ls -A; touch kept; exec sleep 60", name="bare")
     for kept in ([], ["kept"]):
         running = await start(driver, shop, bare)
         expected = [f"{shop.state}/work/micro/bare", *kept]
-        assert shop.log("bare")[-len(expected) :] == expected
+        await eventually(lambda e=expected: shop.log("bare")[-len(e) :] == e)  # type: ignore[misc]
         await driver.stop(running, 0)
 
 
