@@ -75,8 +75,11 @@ class Session:
         self, service: str, endpoint: str, value: Any = None, **options: Any
     ) -> Iterator[Any]:
         """The answers; ends also when nobody reads our output any more."""
-        with self.reader.watched():
-            yield from self.client.stream(service, endpoint, value, **options)
+        answers = self.client.stream(service, endpoint, value, **options)
+        # Closed once the reader is no longer watched: its end must not interrupt that.
+        with contextlib.closing(answers), self.reader.watched():
+            for answer in answers:  # noqa: UP028 - `yield from` would close it within
+                yield answer
 
     def entries(self) -> list[Entry]:
         """The services that can be called, asked for once."""

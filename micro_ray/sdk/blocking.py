@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from typing import Any, TypeVar
 
 from micro_ray.errors import BadRequest, MicroError
@@ -73,7 +73,7 @@ class Client:
 
     def stream(
         self, service: str, endpoint: str, value: Any = None, **options: Any
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """See :meth:`AsyncClient.stream`; ``value`` is one request, or an iterator (a generator,
         for one) of requests, which is read in a thread while answers come."""
         loop, client = self._start()
