@@ -63,8 +63,11 @@ class Connection(asyncio.Protocol, Generic[C]):
         self.streams: dict[int, C] = {}
         #: Bytes of messages that have come and nobody has taken.
         self.buffered = 0
-        #: Whether the transport holds enough, and who waits until it does not.
+        #: Whether senders wait, because the transport is full, or enough was written in this turn of
+        #: the loop, or the connection is closing; and who waits.
         self.paused = False
+        self._full = False
+        self._enough = False
         self.blocked: set[asyncio.Future[None]] = set()
         self.peer_frame = limits.max_frame
         self.peer_message = limits.max_message
@@ -184,9 +187,19 @@ class Connection(asyncio.Protocol, Generic[C]):
         return False  # half-closed is closed: a caller that cannot be answered has gone
 
     def pause_writing(self) -> None:
-        self.paused = True
+        self._full = self.paused = True
 
     def resume_writing(self) -> None:
+        self._full = False
+        self._resume()
+
+    def _next_turn(self) -> None:
+        self._enough = False
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._full or self._enough or (self._shut and not self.is_lost):
+            return
         self.paused = False
         # A future each: one that all wait for would be cancelled for all with the first of them.
         for waiter in self.blocked:
@@ -201,7 +214,9 @@ class Connection(asyncio.Protocol, Generic[C]):
             self._sweeper.cancel()
         self.on_lost()
         self._out.clear()
-        self.resume_writing()
+        self._decoder = Decoder(0)  # whoever holds this on need not hold half a frame
+        self._full = self._enough = False
+        self._resume()
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -215,6 +230,11 @@ class Connection(asyncio.Protocol, Generic[C]):
         self._gathered += len(frame)
         if self._gathered > GATHER:
             self.flush()
+            # A sender with credit to spare must let the loop turn, or nothing else is ever heard:
+            # not a deadline, not that the peer has gone.
+            if not self._enough:
+                self._enough = self.paused = True
+                self.loop.call_soon(self._next_turn)
 
     def flush(self) -> None:
         """Hand what has gathered to the transport."""
@@ -236,7 +256,7 @@ class Connection(asyncio.Protocol, Generic[C]):
     def shut(self) -> None:
         """Close once what was written has been sent."""
         self.flush()
-        self._shut = True
+        self._shut = self.paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
             # A peer that does not read must not keep a closing connection for ever.
@@ -245,7 +265,7 @@ class Connection(asyncio.Protocol, Generic[C]):
 
     def kill(self) -> None:
         """Close without a word."""
-        self._shut = True
+        self._shut = self.paused = True
         if self._transport is not None:
             self._transport.abort()
 

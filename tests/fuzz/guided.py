@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz.guided MACHINE SECONDS``: inputs guided by the coverage of the code of
-frames (atheris, which is libFuzzer). It ends with the figures of the run, or with the input that
-failed."""
+"""``python -m tests.fuzz.guided MACHINE OPTION...``: inputs guided by the coverage of the code of
+frames (atheris, which is libFuzzer, whose options these are). A file instead of options is run
+again: ``python -m tests.fuzz.guided pair crash-...``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ with atheris.instrument_imports(include=["micro_ray.wire"]):
 
 
 def main() -> None:
-    name, seconds = sys.argv[1], int(sys.argv[2])
-    options = [sys.argv[0], f"-max_total_time={seconds}", "-max_len=2048", "-print_final_stats=1"]
+    name, *options = sys.argv[1:]
     with Inputs() as inputs:
-        atheris.Setup(options, lambda data: inputs.run(name, data))
+        atheris.Setup([sys.argv[0], *options], lambda data: inputs.run(name, data))
         atheris.Fuzz()
 
 

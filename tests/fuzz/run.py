@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.fuzz.client import ClientMachine
+from tests.fuzz.pair import PairMachine
 from tests.fuzz.server import ServerMachine
 
 __all__ = ["MACHINES", "Inputs"]
@@ -15,6 +16,7 @@ __all__ = ["MACHINES", "Inputs"]
 MACHINES: Mapping[str, Any] = {
     "server": ServerMachine,
     "client": ClientMachine,
+    "pair": PairMachine,
 }
 
 

@@ -233,3 +233,25 @@ async def test_a_process_that_ends_breaks_what_it_served(
             process.kill()
         await process.wait()
         process._transport.close()  # type: ignore[attr-defined]  # asyncio keeps its pipes open
+
+
+@pytest.mark.parametrize("size", [0, 300])
+async def test_a_flood_on_endless_credit_lets_others_live(line: Line, size: int) -> None:
+    """The caller allows two gigabytes and breaks the protocol behind its request: the handler that
+    never has to wait must not keep the loop from learning of it."""
+
+    async def flood(incoming: Incoming) -> None:
+        while incoming.head.endpoint == "Echo.Call":
+            await incoming.send(b"x" * size)
+        await incoming.reply(b"fine")
+
+    server, address = await line.server(flood)
+    peer = await line.peer(address)
+    async with raw.caller(address, window=2**31 - 1) as caller:
+        caller.send(raw.request(1))
+        await caller.get(raw.DATA)
+        assert await peer.call(call(endpoint="Other.Call", timeout=5), b"") == b"fine"
+        caller.send(raw.request(3), raw.frame(99))
+        assert (await caller.rest(10))[-1].kind == raw.ERROR
+    await eventually(lambda: server.in_flight == 0)
+    assert await peer.call(call(endpoint="Other.Call", timeout=5), b"") == b"fine"
