@@ -20,6 +20,7 @@ from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
 from micro_ray.wire.protocol import (
     BARE,
+    CONTENT,
     COST,
     END,
     MAX_TIMEOUT_MS,
@@ -394,11 +395,12 @@ def _head(call: Call) -> tuple[Head, float | None]:
     metadata = call.metadata
     if type(metadata) is not dict:
         metadata = dict(metadata)
+    content = CONTENT if call.content == CONTENT else call.content
     if timeout is None or timeout * 1000 >= MAX_TIMEOUT_MS:
-        return Head(call.service, call.endpoint, 0, call.content, metadata), None
+        return Head(call.service, call.endpoint, 0, content, metadata), None
     if not timeout > 0:
         raise Timeout("wire", "the deadline had passed before the call was sent")
-    head = Head(call.service, call.endpoint, int(timeout * 1000) + 1, call.content, metadata)
+    head = Head(call.service, call.endpoint, int(timeout * 1000) + 1, content, metadata)
     return head, time.monotonic() + timeout
 
 

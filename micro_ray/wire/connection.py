@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol, Generic[C]):
         self.streams: dict[int, C] = {}
         #: Bytes of messages that have come and nobody has taken.
         self.buffered = 0
-        #: Whether senders wait, because the transport is full, or enough was written in this turn of
-        #: the loop, or the connection is closing; and who waits.
+        #: Whether senders wait, because the transport is full, or enough was written in this turn
+        #: of the loop, or the connection is closing; and who waits.
         self.paused = False
         self._full = False
         self._enough = False

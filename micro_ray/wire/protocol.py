@@ -22,6 +22,7 @@ from micro_ray.network import Refused
 __all__ = [
     "ACK",
     "BARE",
+    "CONTENT",
     "COST",
     "END",
     "HEAD_SIZE",
@@ -75,6 +76,8 @@ HEAD_SIZE = _HEAD.size
 _COUNTED = 6
 _LAST_KIND = max(Kind)
 
+#: The media type that need not be said. (What is left out is known by being this very object.)
+CONTENT = "application/json"
 #: Largest header of a REQUEST: its length is a u16.
 MAX_HEADER = 2**16 - 1
 #: Longest timeout of a call, 49 days.
@@ -155,7 +158,7 @@ class Head(msgspec.Struct, omit_defaults=True):
     service: str
     endpoint: str
     timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMEOUT_MS)] = 0
-    content: str = "application/json"
+    content: str = CONTENT
     metadata: dict[str, str] = {}
 
 
