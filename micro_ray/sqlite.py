@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from micro_ray.errors import InternalError, MicroError, Unavailable
+from micro_ray.errors import InternalError, Unavailable
 
 __all__ = ["Database", "failure", "fsync_folder", "make_folder"]
 
