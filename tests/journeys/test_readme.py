@@ -6,14 +6,20 @@ import re
 
 import pytest
 
+from bench import stack
 from bench.stack import ROOT, Server
 from tests.journeys.readme import README, START, run, same, steps
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
-def test_the_sessions_print_what_they_say(server: Server) -> None:
-    """Every command of the README in its order, on one platform."""
+def test_the_sessions_print_what_they_say() -> None:
+    """Every command of the README in its order, on a platform that nobody has used before."""
+    with stack.server() as server:
+        _run_all(server)
+
+
+def _run_all(server: Server) -> None:
     for step in steps(README.read_text()):
         printed = "".join(server.lines) if step.command == START else run(step.command, server)
         assert same(step.command, step.output, printed), f"$ {step.command}\n{printed}"
