@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from micro_ray.actors.backends import broker
+from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
-from micro_ray.settings import Settings
+from micro_ray.settings import Settings, here
 
 __all__ = ["Platform", "platform", "serve"]
 
@@ -100,10 +101,18 @@ async def platform(
         # Imported late: Ray and Serve read the environment that _ray() has just set.
         from micro_ray.actors.launch import Supervisor
 
-        supervisor = await ladder.enter_async_context(Supervisor(settings, report=timed))
+        machines = [] if settings.ray.address == "local" else await asyncio.to_thread(_machines)
+        if machines:
+            settings = with_addresses(here(settings, machines[0].address), machines)
+            report(
+                f"frames    on  {settings.address}: a private network's, there are no accounts yet"
+            )
+        supervisor = await ladder.enter_async_context(
+            Supervisor(settings, report=timed, machines=machines)
+        )
         pools = asyncio.create_task(supervisor.ready(timeout=settings.runtime.start_timeout))
         try:
-            url = await ladder.enter_async_context(_doors(settings, timed))
+            url = await ladder.enter_async_context(_doors(settings, timed, bool(machines)))
             await pools
         finally:
             pools.cancel()
@@ -230,6 +239,16 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
         await asyncio.to_thread(ray.shutdown)
 
 
+def _machines() -> list[Machine]:
+    """The nodes of the Ray that was joined, this process's own first."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes.sort(key=lambda node: (node["NodeID"] != own, node["NodeID"]))
+    return [Machine(id=node["NodeID"], address=node["NodeManagerAddress"]) for node in nodes]
+
+
 def _environment(settings: Settings, token: Path) -> dict[str, str]:
     """Set what Ray reads from the environment, in this process and in all it starts; of it, what
     another process needs to join."""
@@ -291,8 +310,9 @@ def _ray_folder(settings: Settings) -> Path:
 
 
 @asynccontextmanager
-async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
-    """Ray Serve and the doors on it; the url of the api."""
+async def _doors(settings: Settings, report: Report, joined: bool) -> AsyncIterator[str]:
+    """Ray Serve and the doors on it; the url of the api. On a Ray that was ``joined`` they are on
+    this machine, as they listen on its loopback interface."""
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
@@ -304,7 +324,8 @@ async def _doors(settings: Settings, report: Report) -> AsyncIterator[str]:
         options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
         location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
         ray_serve.start(proxy_location=location, http_options=options)
-        ray_serve.run(application(settings), name=NAME, route_prefix="/")
+        door = application(settings, address=settings.address if joined else "")
+        ray_serve.run(door, name=NAME, route_prefix="/")
 
     url = f"http://{settings.api.host}:{settings.api.port}"
     try:

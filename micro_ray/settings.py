@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import math
 import os
 import re
@@ -19,7 +20,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from micro_ray.errors import BadRequest
 
@@ -38,6 +39,7 @@ __all__ = [
     "Store",
     "Wire",
     "bootstrap",
+    "here",
     "load",
     "service_environ",
     "socket_path",
@@ -45,6 +47,8 @@ __all__ = [
 
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
 MAX_SOCKET_PATH = 107
+#: Where frames listen whom only this machine calls.
+LOOPBACK = "127.0.0.1"
 
 #: What numbers may be, both ends included; others from 0 to :data:`LARGEST`.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -75,6 +79,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
+    "network.registry_port": (1, 65_472),
+    "network.router_port": (1, 65_472),
     "wire.max_frame": (1024, 2**30),
     "wire.max_message": (1024, 2**31),
     "wire.max_header": (1024, 2**16),
@@ -101,6 +107,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "runtime.driver": ("ray", "process"),
     "ray.auth": ("token", "disabled"),
 }
+
+T = TypeVar("T", "Settings", "Bootstrap")
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
@@ -199,11 +207,20 @@ class Config:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
-    ``retry_budget`` is the share of calls that may be tried again."""
+    ``retry_budget`` is the share of calls that may be tried again.
+
+    On a Ray of several machines member i of the registry listens on ``registry_port`` + i of its
+    machine, member i of the routers on ``router_port`` + i, so that others can begin there. The
+    server fills in ``registry_addresses`` and ``router_addresses``, member by member.
+    """
 
     timeout: float = 30.0
     dial_timeout: float = 2.0
     retry_budget: float = 0.1
+    registry_port: int = 7400
+    router_port: int = 7500
+    registry_addresses: tuple[str, ...] = ()
+    router_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,14 +277,16 @@ class Ray:
 class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
     the sockets of what runs now and must be short (Unix socket paths end at 107 bytes; default:
-    ``<state>/run``). ``host``
-    names this machine (blank: its host name). ``anchor`` is the pid of the server process, whose
-    end ends what it started (0: none)."""
+    ``<state>/run``). ``host`` names this machine (blank: its host name); ``address`` is its IP
+    address on which frames listen for other machines (blank: 127.0.0.1, or the node's own on a Ray
+    that was joined; whoever reaches it may call, so let it be a private network's). ``anchor`` is
+    the pid of the server process, whose end ends what it started (0: none)."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
     run: Path = Path()
     host: str = ""
+    address: str = ""
     anchor: int = 0
     api: Api = Api()
     registry: Registry = Registry()
@@ -284,14 +303,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a process needs to join: where registries and routers listen, who and where it is,
-    how long it is known without a sign of life, and how it calls."""
+    """What a process needs to join: where registries and routers listen, who and where it is (the
+    name of its machine and the IP address on which it listens there), how long it is known without
+    a sign of life, and how it calls."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
     namespace: str
     host: str
     run: Path
+    address: str = LOOPBACK
     instance: str = ""
     version: str = ""
     ttl: float = 30.0
@@ -340,6 +361,7 @@ def _settle(settings: Settings) -> Settings:
             f"run folder {run} is too long for Unix sockets "
             f"({longest} > {MAX_SOCKET_PATH} bytes): set MICRO_RUN to a shorter one",
         )
+    _check_address(settings.address)
     if not _NAMESPACE.fullmatch(settings.namespace):
         raise BadRequest(
             "settings", f"namespace {settings.namespace[:80]!r}: letters, digits, '.', '_' and '-'"
@@ -355,6 +377,28 @@ def _settle(settings: Settings) -> Settings:
             "settings", "broker.url memory:// lives in one process: set pools.broker to 1"
         )
     return settings
+
+
+def _check_address(address: str) -> None:
+    try:
+        given = ipaddress.ip_address(address or LOOPBACK)
+    except ValueError:
+        given = None
+    if given is None or given.is_unspecified or given.is_multicast:
+        raise BadRequest(
+            "settings",
+            f"address {address[:80]!r} is no IP address of this machine that others can call",
+        )
+
+
+def here(where: T, address: str, environ: Mapping[str, str] | None = None) -> T:
+    """Settings or a Bootstrap that came from another machine, as they are on this one, whose IP
+    address there is ``address``: ``MICRO_HOST`` and ``MICRO_ADDRESS`` of this process win over it
+    and over this machine's name."""
+    environ = os.environ if environ is None else environ
+    host = environ.get("MICRO_HOST") or socket.gethostname()
+    _check_address(environ.get("MICRO_ADDRESS", ""))
+    return replace(where, host=host, address=environ.get("MICRO_ADDRESS") or address)
 
 
 def _expand(path: Path, variable: str) -> Path:
@@ -375,24 +419,31 @@ def socket_path(run: Path, node: str) -> Path:
 
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:
     """Where the platform is. ``MICRO_REGISTRY``/``MICRO_ROUTER`` (comma lists of addresses, set by
-    the runtime for what it starts) win over the sockets under ``run``. Raises BadRequest that names
-    the variable for what is no address."""
+    the runtime for what it starts) win over the sockets under ``run`` and, for other machines, the
+    addresses of the settings. Raises BadRequest that names the variable for what is no address."""
     environ = os.environ if environ is None else environ
 
-    def addresses(variable: str, service: str, count: int) -> tuple[str, ...]:
+    def addresses(
+        variable: str, service: str, count: int, others: tuple[str, ...]
+    ) -> tuple[str, ...]:
         given = [part.strip() for part in environ.get(variable, "").split(",") if part.strip()]
         for address in given:
             if not address.startswith(("unix:/", "tcp:")):
                 raise BadRequest(
                     "settings", f"{variable}: {address!r} is neither unix:/path nor tcp:host:port"
                 )
-        return tuple(given or (f"unix:{settings.run}/{service}-{i}.sock" for i in range(count)))
+        here = (f"unix:{settings.run}/{service}-{i}.sock" for i in range(count))
+        return tuple(given or (*here, *others))
 
+    pools, network = settings.pools, settings.network
     return Bootstrap(
-        registry=addresses("MICRO_REGISTRY", "registry", settings.pools.registry),
-        routers=addresses("MICRO_ROUTER", "router", settings.pools.router),
+        registry=addresses(
+            "MICRO_REGISTRY", "registry", pools.registry, network.registry_addresses
+        ),
+        routers=addresses("MICRO_ROUTER", "router", pools.router, network.router_addresses),
         namespace=settings.namespace,
         host=settings.host,
+        address=settings.address or LOOPBACK,
         run=settings.run,
         instance=environ.get("MICRO_INSTANCE", ""),
         version=environ.get("MICRO_SERVICE_VERSION", ""),
@@ -525,6 +576,7 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_ROUTER": ",".join(boot.routers),
         "MICRO_NAMESPACE": boot.namespace,
         "MICRO_HOST": boot.host,
+        "MICRO_ADDRESS": boot.address,
         "MICRO_RUN": str(boot.run),
         "MICRO_STATE": str(settings.state),
     }

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from micro_ray.actors.broker import BrokerActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
+from micro_ray.actors.placement import Machine, machine_of
 from micro_ray.actors.registry import RegistryActor
 from micro_ray.actors.router import RouterActor
 from micro_ray.actors.runtime import RuntimeActor
@@ -64,11 +66,19 @@ class Supervisor:
     """An ``async with`` over all pools: entered, every member has been created; left, all are
     stopped (or left running with ``detach``).
 
-    ``report`` gets one line per pool as it comes up. Blocking Ray calls run in threads.
+    ``machines`` are those of a Ray of several, the server's first. ``report`` gets one line per
+    pool as it comes up. Blocking Ray calls run in threads.
     """
 
-    def __init__(self, settings: Settings, *, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        report: Callable[[str], None],
+        machines: Sequence[Machine] = (),
+    ) -> None:
         self._settings = settings
+        self._machines = machines
         self._report = report
         self._tasks: list[asyncio.Task[None]] = []
         self._up: dict[tuple[str, int], asyncio.Event] = {}
@@ -141,8 +151,19 @@ class Supervisor:
             max_concurrency=10_000,
             num_cpus=0,
             enable_task_events=False,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy=self._strategy(service, index),
         ).remote(self._settings, index)
+
+    def _strategy(self, service: str, index: int) -> Any:
+        """Hard, as Ray takes a soft one lightly on a busy machine. Blocks."""
+        if not self._machines:
+            return "SPREAD"
+        machine, must = machine_of(self._settings, service, index, self._machines)
+        if machine is None:
+            return "SPREAD"
+        if not must and not any(n["Alive"] and n["NodeID"] == machine.id for n in ray.nodes()):
+            return "SPREAD"  # it was lost
+        return NodeAffinitySchedulingStrategy(machine.id, soft=False)
 
     async def __aexit__(self, *exc: object) -> None:
         for task in self._tasks:

@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import ray
+
 from micro_ray.network import Dialer
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
-from micro_ray.settings import Bootstrap, Settings, bootstrap
+from micro_ray.settings import Bootstrap, Settings, bootstrap, here
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
@@ -50,8 +52,10 @@ class Member:
     service = ""
 
     async def __init__(self, settings: Settings, index: int) -> None:  # type: ignore[misc]  # awaited by Ray
-        self.settings = settings
+        self.settings = settings = here(settings, ray.util.get_node_ip_address())
         self.index = index
+        for folder in (settings.state, settings.run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine may have none
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
@@ -96,11 +100,22 @@ class Member:
             run_dir=self.settings.run,
             socket_name=f"{self.service}-{self.index}",
             host=self.settings.host,
+            address=self.settings.address,
+            port=self._port(),
             metadata={"platform": "true", "pid": str(os.getpid())},
             limits=limits_of(self.settings),
             ttl=self.settings.registry.ttl,
             drain=DRAIN,
         )
+
+    def _port(self) -> int:
+        """Where other machines begin, they must know it before they know anything; else any."""
+        network = self.settings.network
+        if self.service == "registry" and network.registry_addresses:
+            return network.registry_port + self.index
+        if self.service == "router" and network.router_addresses:
+            return network.router_port + self.index
+        return 0
 
     # -- verbs that every member has on its handle -------------------------------------------
 
@@ -109,6 +124,7 @@ class Member:
         return {
             "service": self.service,
             "index": self.index,
+            "host": self.settings.host,
             "pid": os.getpid(),
             "addresses": list(self.addresses()),
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from micro_ray.actors.member import Member
 from micro_ray.runtime import LogLine, Status, Workload
+from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.ray import RayDriver
 from micro_ray.runtime.reconcile import Reconciler
@@ -28,8 +29,19 @@ class RuntimeActor(Member):
         settings = self.settings
         network, table = await self.network()
         store = RemoteStore(network)
+        archives = Archives(
+            store,
+            settings.state,
+            namespace=settings.namespace,
+            limit=settings.runtime.max_source,
+        )
         drivers = {
-            "ray": RayDriver(settings.state, self.bootstrap, log_limit=settings.runtime.log_bytes),
+            "ray": RayDriver(
+                settings.state,
+                self.bootstrap,
+                archive=archives.packed,
+                log_limit=settings.runtime.log_bytes,
+            ),
             "process": ProcessDriver(
                 settings.state,
                 environ=service_environ(self.bootstrap, settings),
@@ -44,6 +56,7 @@ class RuntimeActor(Member):
                 store,
                 drivers,
                 settings.state,
+                archives=archives,
                 namespace=settings.namespace,
                 settings=settings.runtime,
                 gate=face.gate(network),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from micro_ray.network import Peer
@@ -19,9 +20,9 @@ SMOOTH = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """A node as this caller sees it. ``calls`` have been answered or have failed, ``errors`` of
-    them failed on the way; ``latency`` is a moving average in seconds; ``out`` while it is left
-    out."""
+    """A node as this caller sees it. ``address`` is what it tries first. ``calls`` have been
+    answered or have failed, ``errors`` of them failed on the way; ``latency`` is a moving average
+    in seconds; ``out`` while it is left out."""
 
     id: str
     service: str
@@ -87,12 +88,12 @@ class Node:
         self.out_until = now + self.pause
         self.pause = min(self.pause * 2, OUT[1])
 
-    def status(self, now: float) -> NodeStatus:
+    def status(self, now: float, addresses: Sequence[str]) -> NodeStatus:
         route = self.route
         return NodeStatus(
             id=route.id,
             service=route.service,
-            address=route.addresses[0] if route.addresses else "",
+            address=addresses[0] if addresses else "",
             connected=self.peer is not None and not self.peer.closed,
             in_flight=self.in_flight,
             calls=self.calls,

@@ -105,7 +105,9 @@ class Pool:
         now = self._clock()
         known = self._nodes
         return [
-            (known.get((route.namespace, route.id)) or Node(route)).status(now)
+            (known.get((route.namespace, route.id)) or Node(route)).status(
+                now, self.addresses(route)
+            )
             for route in self._table.routes(namespace)
         ]
 

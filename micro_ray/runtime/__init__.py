@@ -73,13 +73,15 @@ class Workload:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
     """One copy of a workload. ``id`` is unique for ever and is the node id in the registry.
-    ``error`` says why it ended: the user's own traceback where there is one."""
+    ``host`` is the name of its machine. ``error`` says why it ended: the user's own traceback where
+    there is one."""
 
     id: str
     namespace: str
     workload: str
     generation: int
     state: State
+    host: str = ""
     pid: int = 0
     started: float = 0.0
     error: str = ""

@@ -75,14 +75,19 @@ class Archives:
         """The source in its folder, fetched from the store if it is not there. Raises NotFound."""
         folder = source_folder(self._state, namespace, digest)
         if not await asyncio.to_thread(folder.is_dir):
-            key = _blob(namespace, digest)
-            archive = bytearray()
-            async for piece in self._store.read_blob(key, namespace=self._namespace):
-                archive += piece
-            if hashlib.sha256(archive).hexdigest() != digest:
-                raise NotFound("runtime", f"source {digest[:12]} is damaged: upload it again")
-            await asyncio.to_thread(source.unpack, bytes(archive), folder)
+            archive = await self.packed(namespace, digest)
+            await asyncio.to_thread(source.unpack, archive, folder)
         return folder
+
+    async def packed(self, namespace: str, digest: str) -> bytes:
+        """The archive, from the store. Raises NotFound."""
+        archive = bytearray()
+        key = _blob(namespace, digest)
+        async for piece in self._store.read_blob(key, namespace=self._namespace):
+            archive += piece
+        if hashlib.sha256(archive).hexdigest() != digest:
+            raise NotFound("runtime", f"source {digest[:12]} is damaged: upload it again")
+        return bytes(archive)
 
     async def collect(self, named: Collection[Key]) -> None:
         """Remove what has not been among ``named`` for an hour, from the store and the disk."""

@@ -31,9 +31,9 @@ class LogFile:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
 
-    def write(self, stream: str, lines: Sequence[bytes]) -> None:
-        """Append lines of ``stream`` ("out" or "err"), all under the time of now."""
-        head = b"%.6f %b " % (time.time(), stream.encode())
+    def write(self, stream: str, lines: Sequence[bytes], at: float = 0.0) -> None:
+        """Append lines of ``stream`` ("out" or "err"), all under one time (default: now)."""
+        head = b"%.6f %b " % (at or time.time(), stream.encode())
         with self._lock:
             batch: list[bytes] = []
             size = 0

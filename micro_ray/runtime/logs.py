@@ -89,11 +89,18 @@ class Reader:
         """Lines that were written after :meth:`tail`, and those to come, also of replicas that
         start later; for ever. A log that is written faster than it is read says so where lines are
         missing."""
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for lines in batches:
+                for line in lines:
+                    yield line
+
+    async def batches(self) -> AsyncGenerator[list[LogLine], None]:
+        """The same, as many at once as there are."""
         while True:
             lines = await asyncio.to_thread(self._news)
-            for line in lines:
-                yield line
-            if not lines:
+            if lines:
+                yield lines
+            else:
                 await asyncio.sleep(POLL)
 
     def _replicas(self) -> list[str]:

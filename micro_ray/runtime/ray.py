@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +19,15 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from micro_ray.errors import BadRequest, MicroError, Unavailable
-from micro_ray.runtime import Driver, State, Workload, logs
+from micro_ray.runtime import Driver, LogLine, State, Workload, logs, source
 from micro_ray.runtime import Replica as ReplicaState
 from micro_ray.runtime.folders import log_folder, source_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.logfile import Capture, LogFile
-from micro_ray.settings import Bootstrap, socket_path
+from micro_ray.settings import Bootstrap, here, socket_path
 
 __all__ = ["RayDriver", "Replica"]
 
@@ -37,6 +39,8 @@ STOPPED = "it was stopped"
 PLACE = 5.0
 #: Seconds that a replica of an earlier life of the runtime has to say what it is.
 ANSWERS = 10.0
+#: Lines of a log elsewhere that are copied from before.
+TAIL = 10_000
 
 
 class Replica:
@@ -50,8 +54,33 @@ class Replica:
         self._ended = asyncio.Event()
         self._described: ReplicaState | None = None
 
-    async def start(self, replica: ReplicaState, workload: Workload, boot: Bootstrap) -> int:
-        """Import and start; the pid. Raises BadRequest with the user's own traceback."""
+    async def node(self) -> str:
+        """The id of Ray's node where this is."""
+        return _own_node()
+
+    async def has_source(self, workload: Workload) -> bool:
+        """Whether the workload's source is where this is."""
+        return source_folder(self._state, workload.namespace, workload.digest).is_dir()
+
+    async def unpack(self, workload: Workload, archive: bytes) -> None:
+        """Put the workload's source where this is."""
+        folder = source_folder(self._state, workload.namespace, workload.digest)
+        await asyncio.to_thread(source.unpack, archive, folder)
+
+    async def log(self, replica: ReplicaState, after: float) -> AsyncGenerator[list[LogLine], None]:
+        """The lines of its log that are newer than ``after``, and those to come."""
+        reader = logs.Reader(
+            log_folder(self._state, replica.namespace, replica.workload), replica.id
+        )
+        lines = await asyncio.to_thread(reader.tail, TAIL)
+        yield [line for line in lines if line.at > after]
+        async for lines in reader.batches():
+            yield lines
+
+    async def start(
+        self, replica: ReplicaState, workload: Workload, boot: Bootstrap
+    ) -> ReplicaState:
+        """Import and start. Raises BadRequest with the user's own traceback."""
         path = log_folder(self._state, workload.namespace, workload.name) / f"{replica.id}.log"
         Capture(LogFile(path, self._log_limit))
         _log_to_stderr()
@@ -59,6 +88,9 @@ class Replica:
         # What this process starts is known by it.
         os.environ[INSTANCE] = replica.id
         folder = source_folder(self._state, workload.namespace, workload.digest)
+        boot = here(boot, ray.util.get_node_ip_address())
+        replica = replace(replica, host=boot.host)
+        boot.run.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine may have none
         try:
             module = _load(folder)
             service = _service_of(module)
@@ -75,7 +107,7 @@ class Replica:
         self._described = replace(
             replica, state=State.RUNNING, pid=os.getpid(), started=time.time()
         )
-        return os.getpid()
+        return self._described
 
     async def describe(self) -> ReplicaState | None:
         """What this replica is; None before it has started and once it has stopped."""
@@ -94,13 +126,28 @@ class Replica:
 
 class RayDriver(Driver):
     """``boot`` says where the platform is; actors get the environment that Ray's workers have. Runs
-    on a loop whose process has joined Ray."""
+    on a loop whose process has joined Ray.
 
-    def __init__(self, state: Path, boot: Bootstrap, *, log_limit: int = 16 * 2**20) -> None:
+    A replica may be placed on another machine. Then it gets its source from here, by ``archive``
+    (namespace and digest -> bytes), and its log is copied to this machine while it is written.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        boot: Bootstrap,
+        *,
+        archive: Callable[[str, str], Awaitable[bytes]],
+        log_limit: int = 16 * 2**20,
+    ) -> None:
         self._state = state
         self._boot = boot
+        self._archive = archive
         self._log_limit = log_limit
         self._actors: dict[str, Any] = {}
+        #: Of the replicas on other machines: the nodes there, and who copies their logs.
+        self._away: dict[str, str] = {}
+        self._copying: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, replica: ReplicaState, workload: Workload) -> ReplicaState:
         creating = asyncio.ensure_future(asyncio.to_thread(self._create, replica, workload))
@@ -114,9 +161,11 @@ class RayDriver(Driver):
         self._actors[replica.id] = actor
         boot = replace(self._boot, namespace=workload.namespace, version=workload.version)
         try:
-            await self._placed(actor, workload)
-            pid = await actor.start.remote(replica, workload, boot)
+            await self._placed(replica, actor, workload)
+            started: ReplicaState = await actor.start.remote(replica, workload, boot)
         except RayTaskError as error:
+            if replica.id in self._away:
+                await asyncio.sleep(2 * logs.POLL)  # what it said is on its way
             await self._kill(replica, actor)
             cause = error.cause
             raise (cause if isinstance(cause, MicroError) else _broken(error)) from None
@@ -126,24 +175,54 @@ class RayDriver(Driver):
         except BaseException:
             await self._kill(replica, actor)
             raise
-        return replace(replica, state=State.RUNNING, pid=pid, started=time.time())
+        return started
 
-    async def _placed(self, actor: Any, workload: Workload) -> None:
-        """Wait for a place. Raises Unavailable when Ray has found none after a while and no node
-        that there is could give one; a cluster that grows has seen the demand by then."""
+    async def _placed(self, replica: ReplicaState, actor: Any, workload: Workload) -> None:
+        """Wait for a place, and for the source to be there. Raises Unavailable when Ray has found
+        none after a while and no node that there is could give one; a cluster that grows has seen
+        the demand by then."""
         try:
             async with asyncio.timeout(PLACE):
-                await actor.describe.remote()
+                node = await actor.node.remote()
         except TimeoutError:
-            have = await asyncio.to_thread(ray.cluster_resources)
-            for name, asked in (
-                ("CPU", workload.cpu), ("GPU", workload.gpu), ("memory", workload.memory),
-            ):  # fmt: skip
-                if asked > have.get(name, 0):
-                    raise Unavailable(
-                        "runtime",
-                        f"{asked:g} {name} asked for; the cluster has {have.get(name, 0):g}",
-                    ) from None
+            await self._check_room(workload)
+            node = await actor.node.remote()
+        if node == _own_node():
+            return
+        self._is_away(replica, actor, node, 0.0)
+        if workload.digest and not await actor.has_source.remote(workload):
+            archive = await self._archive(workload.namespace, workload.digest)
+            await actor.unpack.remote(workload, archive)
+
+    async def _check_room(self, workload: Workload) -> None:
+        """Raises Unavailable when no node that there is could give the workload its place."""
+        have = await asyncio.to_thread(ray.cluster_resources)
+        for name, asked in (
+            ("CPU", workload.cpu), ("GPU", workload.gpu), ("memory", workload.memory),
+        ):  # fmt: skip
+            if asked > have.get(name, 0):
+                raise Unavailable(
+                    "runtime",
+                    f"{asked:g} {name} asked for; the cluster has {have.get(name, 0):g}",
+                )
+
+    def _is_away(self, replica: ReplicaState, actor: Any, node: str, after: float) -> None:
+        """Note that a replica is on another machine, and copy its log from ``after`` on."""
+        self._away[replica.id] = node
+        self._copying[replica.id] = asyncio.create_task(self._copy(replica, actor, after))
+
+    async def _copy(self, replica: ReplicaState, actor: Any, after: float) -> None:
+        """The log of a replica elsewhere into a file here, until it ends."""
+        folder = log_folder(self._state, replica.namespace, replica.workload)
+        file = LogFile(folder / f"{replica.id}.log", self._log_limit)
+        batches = actor.log.remote(replica, after)
+        try:
+            with contextlib.suppress(RayError):
+                async for batch in batches:
+                    await asyncio.to_thread(_append, file, await batch)
+        finally:
+            ray.cancel(batches)
+            file.close()
 
     def _create(self, replica: ReplicaState, workload: Workload) -> Any:
         options: dict[str, Any] = {"num_cpus": workload.cpu}
@@ -160,6 +239,7 @@ class RayDriver(Driver):
                 max_restarts=0,
                 max_concurrency=1000,
                 enable_task_events=False,
+                scheduling_strategy="SPREAD",
                 **options,
             )
             .remote(self._state, self._log_limit)
@@ -201,12 +281,23 @@ class RayDriver(Driver):
         self._actors.pop(replica.id, None)
         with contextlib.suppress(RayError):
             await asyncio.to_thread(ray.kill, actor, no_restart=True)
-        await asyncio.to_thread(self._clear, replica)
+        copying = self._copying.pop(replica.id, None)
+        if copying is not None:
+            await asyncio.wait([copying], timeout=ANSWERS)  # it ends with the actor
+            copying.cancel()
+        node = self._away.pop(replica.id, "")
+        if not node:
+            await asyncio.to_thread(_clear, self._boot.run, replica.id)
+            return
+        with contextlib.suppress(RayError, TimeoutError):  # the node may be gone
+            async with asyncio.timeout(ANSWERS):
+                await self._clear_there(replica, node)
 
-    def _clear(self, replica: ReplicaState) -> None:
-        """What a process that was killed has left on this machine. Blocks."""
-        sweep(replica.id)
-        socket_path(self._boot.run, replica.id).unlink(missing_ok=True)
+    async def _clear_there(self, replica: ReplicaState, node: str) -> None:
+        folder = log_folder(self._state, replica.namespace, replica.workload)
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        clear = ray.remote(_clear).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        await clear.remote(self._boot.run, replica.id, folder)
 
     async def adopt(self) -> list[ReplicaState]:
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
@@ -222,10 +313,24 @@ class RayDriver(Driver):
                     continue
                 self._actors[described.id] = actor
                 found.append(described)
+                node = await actor.node.remote()
+                if node != _own_node():
+                    self._is_away(described, actor, node, await self._copied(described))
         return found
+
+    async def _copied(self, replica: ReplicaState) -> float:
+        """The time of the last line that is here of a log elsewhere."""
+        folder = log_folder(self._state, replica.namespace, replica.workload)
+        lines = await asyncio.to_thread(logs.Reader(folder, replica.id).tail, 1)
+        return lines[-1].at if lines else 0.0
 
     async def close(self) -> None:
         self._actors.clear()
+        copying = list(self._copying.values())
+        self._copying.clear()
+        for task in copying:
+            task.cancel()
+        await asyncio.gather(*copying, return_exceptions=True)
 
     async def _why(self, replica: ReplicaState, ended: str) -> str:
         """How it ended, with the last that it said."""
@@ -243,6 +348,25 @@ async def _described(actor: Any) -> ReplicaState | None:
     except TimeoutError:
         return None
     return described
+
+
+def _own_node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _append(file: LogFile, lines: Sequence[LogLine]) -> None:
+    """Lines of a log elsewhere, as they are there. Blocks."""
+    for (stream, at), group in itertools.groupby(lines, lambda line: (line.stream, line.at)):
+        file.write(stream, [line.text.encode() for line in group], at)
+
+
+def _clear(run: Path, replica: str, folder: Path | None = None) -> None:
+    """What a process that was killed has left on this machine, and its log in ``folder``, of which
+    there is a copy elsewhere. Blocks."""
+    sweep(replica)
+    socket_path(run, replica).unlink(missing_ok=True)
+    for log in folder.glob(f"{replica}.log*") if folder else ():
+        log.unlink(missing_ok=True)
 
 
 def _named(name: str) -> ReplicaState:

@@ -72,6 +72,7 @@ class Reconciler(Runtime):
         drivers: Mapping[str, Driver],
         state: Path,
         *,
+        archives: Archives | None = None,
         namespace: str = "micro",
         settings: RuntimeSettings | None = None,
         gate: Gate | None = None,
@@ -87,7 +88,7 @@ class Reconciler(Runtime):
         )
         self._clock = clock
         self._records = Records(store, namespace)
-        self._archives = Archives(
+        self._archives = archives or Archives(
             store, state, namespace=namespace, limit=self._settings.max_source, clock=clock
         )
         self._kept: dict[Key, _Kept] = {}

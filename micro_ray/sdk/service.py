@@ -251,6 +251,7 @@ class Service:
                 node_id=instance,
                 socket_name=socket_path(boot.run, instance).stem,
                 host=boot.host,
+                address=boot.address,
                 ttl=boot.ttl,
                 service_metadata=self.metadata,
             )

@@ -79,6 +79,7 @@ class Here:
                 endpoints=endpoints,
                 registry_addresses=boot.registry,
                 run_dir=boot.run,
+                address=boot.address,
                 namespace=boot.namespace,
                 **{"drain": 5.0, **options},
             )

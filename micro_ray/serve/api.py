@@ -97,8 +97,9 @@ class Mount:
         await self.target(scope, receive, send)
 
 
-def application(settings: Settings) -> serve.Application:
-    """The Serve application of the door, ready for ``serve.run``."""
+def application(settings: Settings, *, address: str = "") -> serve.Application:
+    """The Serve application of the door, ready for ``serve.run``. On a Ray of several machines
+    ``address`` is that of the one on whose loopback interface it listens."""
     ingress: Any = serve.ingress(Mount())(ApiDoor)
 
     class Door(ingress):  # type: ignore[misc]  # made by Serve at run time
@@ -116,6 +117,9 @@ def application(settings: Settings) -> serve.Application:
         health_check_timeout_s=5,
         max_surge_percent=100,
         rolling_update_percentage=1.0,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": {f"node:{address}": 0.001} if address else {},
+        },
     )(Door)
     return deployment.bind(settings)

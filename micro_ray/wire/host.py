@@ -10,6 +10,8 @@ from pathlib import Path
 
 from micro_ray.errors import Conflict
 from micro_ray.registry import DEFAULT_TTL, Instance, Node
+from micro_ray.settings import LOOPBACK
+from micro_ray.wire.address import Address
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.protocol import Limits
@@ -24,8 +26,9 @@ LEAVING = 0.1
 
 class Host:
     """An ``async with``: entered, the endpoints answer on a Unix socket ``<run>/<socket>.sock`` and
-    a TCP port of the loopback interface, and registration has begun (``registered`` waits for it).
-    Left, the node deregisters, finishes what it is serving (``drain`` seconds at most) and closes.
+    a TCP port of ``address`` (default: loopback, for this machine only), any free one or ``port``,
+    and registration has begun (``registered`` waits for it). Left, the node deregisters, finishes
+    what it is serving (``drain`` seconds at most) and closes.
 
     Raises Unavailable or Conflict when it cannot listen.
     """
@@ -43,6 +46,8 @@ class Host:
         socket_name: str = "",
         host: str = "",
         tcp: bool = True,
+        address: str = LOOPBACK,
+        port: int = 0,
         weight: int = 100,
         metadata: Mapping[str, str] | None = None,
         service_metadata: Mapping[str, str] | None = None,
@@ -59,7 +64,7 @@ class Host:
         self._registry = tuple(registry_addresses)
         self._path = f"{run_dir}/{socket_name or self.node_id}.sock"
         self._host = host
-        self._tcp = tcp
+        self._tcp = str(Address(host=address, port=port)) if tcp else ""
         self._weight = weight
         self._metadata = dict(metadata or {})
         self._service_metadata = dict(service_metadata or {})
@@ -71,9 +76,9 @@ class Host:
 
     async def __aenter__(self) -> Host:
         try:
-            addresses = [await self._listen()]
+            addresses = [await self._listen(f"unix:{self._path}")]
             if self._tcp:
-                addresses.append(await self._server.listen("tcp:127.0.0.1:0"))
+                addresses.append(await self._listen(self._tcp))
             self.addresses = tuple(addresses)
             self._attachment = Attachment(
                 WireDialer(limits=self._limits), self._registry, self.instance, self._ttl
@@ -135,11 +140,11 @@ class Host:
             await self._server.drain(self._drain)
         await self._server.close()
 
-    async def _listen(self) -> str:
+    async def _listen(self, address: str) -> str:
         """A platform actor that was killed is restarted before its old socket is surely dead."""
         for _ in range(20):
             try:
-                return await self._server.listen(f"unix:{self._path}")
+                return await self._server.listen(address)
             except Conflict:
                 await asyncio.sleep(0.1)
-        return await self._server.listen(f"unix:{self._path}")
+        return await self._server.listen(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from micro_ray.settings import (
     Bootstrap,
     Settings,
     bootstrap,
+    here,
     load,
     service_environ,
 )
@@ -147,6 +148,7 @@ def test_every_setting_comes_from_file_environment_and_command_line(
         value, text, written = elsewhere / "p", f"{elsewhere}/p", f"'{elsewhere}/p'"
     else:
         value = CHOICES[name][-1] if name in CHOICES else "memory"
+        value = "10.0.0.1" if name == "address" else value
         text, written = value, f"'{value}'"
     variable = "MICRO_" + name.replace(".", "_").upper()
     assert get(load({variable: text}), name) == value
@@ -414,6 +416,26 @@ def test_addresses_that_are_none(variable: str, address: str) -> None:
     assert address in caught.value.detail
 
 
+@pytest.mark.parametrize("address", ["box", "0.0.0.0", "::", "224.0.0.1", "10.0.0.1:80", "10.0.0"])
+def test_an_address_nobody_can_call(address: str, elsewhere: Path) -> None:
+    with pytest.raises(BadRequest) as caught:
+        load({"MICRO_ADDRESS": address})
+    assert repr(address) in caught.value.detail
+    with pytest.raises(BadRequest):
+        here(load({}), "10.0.0.1", {"MICRO_ADDRESS": address})
+
+
+def test_on_another_machine(elsewhere: Path) -> None:
+    settings = load({"MICRO_HOST": "first", "MICRO_ADDRESS": "10.0.0.1"})
+    there = here(settings, "10.0.0.2", {})
+    assert (there.host, there.address) == (socket.gethostname(), "10.0.0.2")
+    assert replace(there, host="first", address="10.0.0.1") == settings
+    named = here(
+        bootstrap(settings, {}), "10.0.0.2", {"MICRO_HOST": "b", "MICRO_ADDRESS": "fd00::2"}
+    )
+    assert (named.host, named.address) == ("b", "fd00::2")
+
+
 def test_a_started_process_finds_the_platform_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
@@ -421,7 +443,8 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("LANG", "C.UTF-8")
     settings = load({"MICRO_STATE": str(elsewhere / "s"), "MICRO_RUN": "/r", "MICRO_HOST": "box",
-                     "MICRO_NAMESPACE": "tenant", "MICRO_REGISTRY_TTL": "7.5"})  # fmt: skip
+                     "MICRO_NAMESPACE": "tenant", "MICRO_REGISTRY_TTL": "7.5",
+                     "MICRO_ADDRESS": "10.0.0.1"})  # fmt: skip
     boot = bootstrap(settings, {})
     environ = service_environ(boot, settings)
     assert not [name for name in environ if name.startswith("RAY")]
@@ -432,6 +455,6 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     again = bootstrap(load(environ), environ)
     assert again == Bootstrap(
         registry=boot.registry, routers=boot.routers, namespace="tenant", host="box",
-        run=Path("/r"), ttl=7.5,
+        run=Path("/r"), ttl=7.5, address="10.0.0.1",
     )  # fmt: skip
     assert load(environ).state == settings.state

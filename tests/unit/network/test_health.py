@@ -103,12 +103,12 @@ def test_status() -> None:
     one.good(0.25)
     one.bad(0)
     one.eject(10)
-    status = one.status(10.5)
+    status = one.status(10.5, ["unix:/a", "tcp:10.0.0.1:1"])
     assert (status.id, status.service, status.address) == ("a", "s", "unix:/a")
     assert (status.calls, status.errors, status.latency) == (2, 1, 0.25)
     assert (status.connected, status.in_flight, status.out) == (False, 0, True)
     one.peer = Line()
-    status = one.status(11.5)
+    status = one.status(11.5, [])
     assert (status.connected, status.in_flight, status.out) == (True, 3, False)
 
 

@@ -78,6 +78,30 @@ async def test_it_listens_and_registers_what_it_serves(here: Here) -> None:
     assert [s.name for s in await here.registry.list("micro") if s.name == "gate"] == []
 
 
+async def test_for_other_machines(here: Here) -> None:
+    """Another address of loopback stands for one of the network; a port that is known, and taken
+    for a while by the process before it."""
+    with socket.create_server(("127.0.0.2", 0)) as before:
+        port = before.getsockname()[1]
+        opening = asyncio.create_task(
+            host(here, Gate(), address="127.0.0.2", port=port).__aenter__()
+        )
+        await asyncio.sleep(0.2)
+        assert not opening.done()
+    up = await opening
+    try:
+        assert up.addresses[1] == f"tcp:127.0.0.2:{port}"
+        peer = await WireDialer().dial(up.addresses[1], timeout=5)
+        await peer.close()
+    finally:
+        await up.close()
+
+
+async def test_an_address_of_another_machine(here: Here) -> None:
+    with pytest.raises(Unavailable, match=r"cannot listen on tcp:192\.0\.2\.1:0"):
+        await host(here, Gate(), address="192.0.2.1").__aenter__()
+
+
 async def test_without_a_port(here: Here) -> None:
     async with host(here, Gate(), tcp=False, socket_name="short") as up:
         assert up.addresses == (f"unix:{here.bootstrap.run}/short.sock",)
