@@ -1,6 +1,7 @@
 """SQLite files that several processes write: WAL, commits shared by those who wait, readers beside.
 
-One :class:`Database` is one file: a thread that writes and threads that read. ``synchronous=FULL``:
+One :class:`Database` is one file: a thread that writes, one for what is read at a glance, and
+threads for what takes longer. ``synchronous=FULL``:
 a commit is on disk (fsync of the log) before the write that waits for it returns.
 """
 
@@ -23,6 +24,7 @@ from micro_ray.errors import InternalError, Unavailable
 __all__ = ["Database", "failure", "fsync_folder", "make_folder"]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 #: Writes that may share one commit.
 GROUP = 256
@@ -30,6 +32,8 @@ GROUP = 256
 WAITING = 10_000
 WAITING_BYTES = 128 * 2**20
 READERS = 2
+#: Glances that may share a hop between threads.
+GLANCES = 64
 #: Seconds to wait for another process that writes.
 BUSY = 5.0
 
@@ -73,7 +77,10 @@ class Database:
         ] = queue.SimpleQueue()
         self._waiting = 0
         self._waiting_bytes = 0
-        self._writer: threading.Thread | None = None
+        self._glances: queue.SimpleQueue[tuple[Callable[..., Any], asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._threads: list[threading.Thread] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix=f"{name}-read")
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -86,17 +93,23 @@ class Database:
         except BaseException:
             await self.close()
             raise
-        self._writer = threading.Thread(
-            target=self._write_all, args=(connection,), name=f"{self._name}-write", daemon=True
-        )
-        self._writer.start()
+        for name, target, args in (
+            ("write", self._write_all, (connection,)),
+            ("glance", self._glance_all, ()),
+        ):
+            thread = threading.Thread(
+                target=target, args=args, name=f"{self._name}-{name}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
 
     async def close(self) -> None:
         """Writes that were accepted are done first."""
         self.closed = True
-        if self._writer is not None:
-            self._work.put(None)
-            await asyncio.to_thread(self._writer.join)
+        self._work.put(None)
+        self._glances.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
         await asyncio.to_thread(self._readers.shutdown)
         for connection in self._connections:
             connection.close()
@@ -149,14 +162,7 @@ class Database:
     def _write_all(self, connection: sqlite3.Connection) -> None:
         ended = False
         while not ended:
-            group = []
-            item = self._work.get()
-            while item is not None:
-                group.append(item)
-                if len(group) >= GROUP or self._work.empty():
-                    break
-                item = self._work.get()
-            ended = item is None
+            group, ended = _next(self._work, GROUP)
             if group:
                 outcomes = self._commit(connection, [job for job, _, _ in group])
                 with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
@@ -206,17 +212,34 @@ class Database:
         outcomes: Sequence[tuple[Any, BaseException | None]],
         tags: Sequence[str],
     ) -> None:
-        for future, (answer, error) in zip(futures, outcomes, strict=True):
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(answer)
-            else:
-                future.set_exception(error)
-                future.exception()  # the caller may have gone
+        _settle(futures, outcomes)
         self.committed(tags)
 
     # -- reading ---------------------------------------------------------------------------------
+
+    async def glance(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """What a short ``job`` gives. Those that wait together share the way to their thread and
+        back, which costs more than a row does."""
+        self._check_open()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._glances.put((job, future))
+        return await future
+
+    def _glance_all(self) -> None:
+        connection: sqlite3.Connection | None = None
+        ended = False
+        while not ended:
+            group, ended = _next(self._glances, GLANCES)
+            outcomes: list[tuple[Any, BaseException | None]] = []
+            for job, _ in group:
+                try:
+                    with failure(self._path, self._name):
+                        connection = connection or self._connect()
+                        outcomes.append((job(connection), None))
+                except Exception as error:
+                    outcomes.append((None, error))
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(_settle, [f for _, f in group], outcomes)
 
     async def read_with(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """What ``job`` gives, run on a connection of a reading thread."""
@@ -230,6 +253,32 @@ class Database:
                 return job(connection)
 
         return await self._loop.run_in_executor(self._readers, run)
+
+
+def _next(work: queue.SimpleQueue[Item | None], most: int) -> tuple[list[Item], bool]:
+    """What waits, at least one unless the end (None) has come."""
+    group: list[Item] = []
+    item = work.get()
+    while item is not None:
+        group.append(item)
+        if len(group) >= most or work.empty():
+            break
+        item = work.get()
+    return group, item is None
+
+
+def _settle(
+    futures: Sequence[asyncio.Future[Any]],
+    outcomes: Sequence[tuple[Any, BaseException | None]],
+) -> None:
+    for future, (answer, error) in zip(futures, outcomes, strict=True):
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(answer)
+        else:
+            future.set_exception(error)
+            future.exception()  # the caller may have gone
 
 
 def _to_wal(connection: sqlite3.Connection) -> None:

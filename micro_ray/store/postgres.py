@@ -37,6 +37,7 @@ from micro_ray.store.postgres_blobs import Blobs
 from micro_ray.store.postgres_database import PATIENCE, Database
 from micro_ray.store.postgres_plan import Job, Place
 from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_reads import Reads
 from micro_ray.store.postgres_url import parse
 from micro_ray.store.postgres_watch import Watches, newest_of
 from micro_ray.store.postgres_writes import Writes
@@ -76,6 +77,7 @@ class PostgresStore(Store):
         self._clock = clock or (lambda: 0.0)
         self._watches = Watches(self._database)
         self._writes = Writes(self._database, self._now, self._clock, self._watches.wake)
+        self._reads = Reads(self._database, _COLUMNS, self._now, self._clock)
         self._blobs = Blobs(self._database)
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -94,6 +96,7 @@ class PostgresStore(Store):
             await asyncio.gather(self._sweeper, return_exceptions=True)
         await self._watches.close()
         await self._writes.close()
+        await self._reads.close()
         await self._database.close()
 
     def _check(self, namespace: str, database: str = DEFAULT, table: str = DEFAULT) -> None:
@@ -156,16 +159,10 @@ class PostgresStore(Store):
     ) -> Record:
         checks.key(key)
         self._check(namespace, database, table)
-        sql = (
-            f"SELECT {_COLUMNS}, {self._now} FROM micro_store_records WHERE namespace = %(ns)s"
-            " AND db = %(db)s AND tbl = %(tbl)s AND key = %(key)s"
-            f" AND (expires IS NULL OR expires > {self._now})"
-        )
-        values = {"ns": namespace, "db": database, "tbl": table, "key": key}
-        rows = await self._rows(sql, values)
-        if not rows:
+        row = await self._reads.read((namespace, database, table), key)
+        if row is None:
             raise NotFound("store", f"no record {key!r} in {database}/{table}")
-        return _record(rows[0])
+        return _record(row)
 
     async def query(
         self,

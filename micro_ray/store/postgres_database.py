@@ -123,6 +123,21 @@ class Database:
         Each attempt enters an id of its own in ``micro_store_commits`` with what it writes, so that
         a commit whose answer was lost can be asked after. Raises Unavailable when nothing was done,
         BadGateway when that could not be found out."""
+
+        async def marked(connection: Connection, mark: str) -> tuple[T, bool]:
+            answer, wrote = await job(connection)
+            if wrote:
+                await connection.execute(
+                    "INSERT INTO micro_store_commits (id, done) VALUES (%s, true)", (mark,)
+                )
+            return answer, wrote
+
+        return await self.transact_marked(marked)
+
+    async def transact_marked(
+        self, job: Callable[[Connection, str], Awaitable[tuple[T, bool]]]
+    ) -> T:
+        """The same for a ``job`` that enters the id itself, as part of another statement."""
         end = self._loop.time() + self._patience
         attempt = 0
         while True:
@@ -130,11 +145,7 @@ class Database:
             try:
                 async with self._pool.connection(end) as connection, connection.pipeline():
                     await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
-                    answer, wrote = await job(connection)
-                    if wrote:
-                        await connection.execute(
-                            "INSERT INTO micro_store_commits (id, done) VALUES (%s, true)", (mark,)
-                        )
+                    answer, wrote = await job(connection, mark)
                     sent = wrote
                     # Not prepared, so that the word itself is on the wire.
                     await connection.execute("COMMIT" if wrote else "ROLLBACK", prepare=False)

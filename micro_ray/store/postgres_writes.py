@@ -13,10 +13,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from micro_ray.errors import Conflict, InternalError, MicroError, Unavailable
-from micro_ray.store import HISTORY
+from micro_ray.store import HISTORY, Put
 from micro_ray.store.postgres_database import Database
 from micro_ray.store.postgres_plan import Found, Job, Place, Plan, Row, plan
 from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_puts import Puts
 
 __all__ = ["Writes"]
 
@@ -98,14 +99,19 @@ class Writes:
 
     async def _commit(self, namespace: str, group: Sequence[_Waiting]) -> None:
         jobs = [job for job, _ in group]
+        answers: Sequence[list[int] | Conflict] | None = None
         try:
-            made = await self._database.transact(lambda c: self._run(c, namespace, jobs))
+            if all(self._is_plain(namespace, job) for job in jobs):
+                answers = await self._put(namespace, jobs)
+            if answers is None:
+                made = await self._database.transact(lambda c: self._run(c, namespace, jobs))
+                answers = made.answers
+                self._learn(namespace, made)
         except Exception as error:
             for _, future in group:
                 _fail(future, error)
             return
-        self._learn(namespace, made)
-        for (_, future), answer in zip(group, made.answers, strict=True):
+        for (_, future), answer in zip(group, answers, strict=True):
             if isinstance(answer, Conflict):
                 _fail(future, answer)
             elif not future.done():
@@ -116,6 +122,30 @@ class Writes:
         if len(self._known) > _KNOWN:
             self._known.clear()
         self._known |= {(namespace, *place[:2]) for place in made.rows}
+
+    # -- writes that depend on nothing -----------------------------------------------------------
+
+    def _is_plain(self, namespace: str, job: Job) -> bool:
+        """Whether a job only puts, whatever is there, into tables that are entered."""
+        return not job.expired and all(
+            isinstance(row, Put)
+            and row.expected is None
+            and (namespace, job.database, row.table) in self._known
+            for row in job.operations
+        )
+
+    async def _put(self, namespace: str, jobs: Sequence[Job]) -> list[list[int]] | None:
+        """Write plain jobs: nothing need be looked at first, so it is one statement and one round
+        trip. None for a namespace without a counter; then nothing is written."""
+        puts = Puts(namespace, jobs, self._now, self._clock())
+        before = await self._database.transact_marked(puts.run)
+        row = await before.fetchone()
+        if row is None:
+            return None
+        answers = puts.answers(int(row[0]))
+        if row[0] // 100 != (row[0] + puts.count) // 100:
+            await self._database.ask(lambda c: _cut(c, namespace, row[0] + puts.count))
+        return answers
 
     # -- one transaction -------------------------------------------------------------------------
 
@@ -183,10 +213,15 @@ class Writes:
                 )
         await _enter(connection, namespace, made)
         if made.revision // 100 != before // 100:
-            await connection.execute(
-                "DELETE FROM micro_store_changes WHERE namespace = %s AND revision <= %s",
-                (namespace, made.revision - HISTORY),
-            )
+            await _cut(connection, namespace, made.revision)
+
+
+async def _cut(connection: Connection, namespace: str, newest: int) -> None:
+    """Remove changes that are no longer kept."""
+    await connection.execute(
+        "DELETE FROM micro_store_changes WHERE namespace = %s AND revision <= %s",
+        (namespace, newest - HISTORY),
+    )
 
 
 async def _upsert(

@@ -95,7 +95,7 @@ class File(Database):
     # -- reading ---------------------------------------------------------------------------------
 
     async def read(self, database: str, table: str, key: str) -> Row | None:
-        found = await self.read_with(
+        found = await self.glance(
             lambda c: c.execute(
                 f"SELECT {COLUMNS} FROM records WHERE db = ? AND tbl = ? AND key = ?"
                 " AND (expires IS NULL OR expires > ?)",
@@ -165,7 +165,7 @@ class File(Database):
         return [row[0] for row in rows]
 
     async def revision(self) -> int:
-        row = await self.read_with(lambda c: c.execute("SELECT revision FROM counter").fetchone())
+        row = await self.glance(lambda c: c.execute("SELECT revision FROM counter").fetchone())
         return int(row[0])
 
     async def watch(self, revision: int) -> AsyncGenerator[tuple[int, str, str, str, str], None]:

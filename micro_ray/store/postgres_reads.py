@@ -1,0 +1,105 @@
+"""Reads of single records: those of a table that come while one is under way go together with the
+next statement, so that many readers cost the database and its connections no more than a few."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from micro_ray.store.postgres_database import Database
+from micro_ray.store.postgres_pool import Connection
+
+__all__ = ["Reads", "Table"]
+
+#: Namespace, database, table.
+Table = tuple[str, str, str]
+Row = tuple[Any, ...]
+
+#: Records that one statement may read, and bytes of them, as far as those before it tell.
+GROUP, GROUP_BYTES = 64, 4 * 2**20
+
+_Waiting = tuple[str, "asyncio.Future[Row | None]"]
+
+
+class Reads:
+    """``columns`` of a record, the first its key and the second its value; ``now`` is the SQL of
+    the present time and ``clock`` what its parameter is."""
+
+    def __init__(
+        self, database: Database, columns: str, now: str, clock: Callable[[], float]
+    ) -> None:
+        self._database = database
+        head = (
+            f"SELECT {columns}, {now} FROM micro_store_records WHERE namespace = %(ns)s"
+            " AND db = %(db)s AND tbl = %(tbl)s AND "
+        )
+        tail = f" AND (expires IS NULL OR expires > {now})"
+        self._one = f"{head}key = %(key)s{tail}"
+        self._many = f"{head}key = ANY(%(keys)s){tail}"
+        self._clock = clock
+        #: Who waits for the next statement, by table; a table is here while one is under way.
+        self._waiting: dict[Table, list[_Waiting]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+
+    async def read(self, table: Table, key: str) -> Row | None:
+        """The record, as it is now or later than this was called; None for none."""
+        waiting = self._waiting.get(table)
+        if waiting is not None:
+            future: asyncio.Future[Row | None] = asyncio.get_running_loop().create_future()
+            waiting.append((key, future))
+            return await future
+        waiting = self._waiting[table] = []
+        try:
+            values = {"key": key, **self._values(table)}
+            rows = await self._rows(self._one, values)
+        finally:
+            if waiting:
+                task = asyncio.create_task(self._drain(table), name="store-read")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                del self._waiting[table]
+        return rows[0] if rows else None
+
+    async def close(self) -> None:
+        """Reads that wait have their answers first."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _drain(self, table: Table) -> None:
+        try:
+            while waiting := self._waiting[table]:
+                most = max(1, min(GROUP, GROUP_BYTES // max(1, self._bytes)))
+                group, self._waiting[table] = waiting[:most], waiting[most:]
+                await self._answer(table, group)
+        finally:
+            del self._waiting[table]
+
+    async def _answer(self, table: Table, group: Sequence[_Waiting]) -> None:
+        values = {"keys": list({key for key, _ in group}), **self._values(table)}
+        try:
+            rows = await self._rows(self._many, values)
+        except Exception as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # the caller may have gone
+            return
+        found = {row[0]: row for row in rows}
+        for key, future in group:
+            if not future.done():
+                future.set_result(found.get(key))
+
+    def _values(self, table: Table) -> dict[str, Any]:
+        namespace, db, tbl = table
+        return {"ns": namespace, "db": db, "tbl": tbl, "now": self._clock()}
+
+    async def _rows(self, sql: Any, values: dict[str, Any]) -> list[Row]:
+        async def job(connection: Connection) -> list[Row]:
+            cursor = connection.cursor(binary=True)
+            return await (await cursor.execute(sql, values)).fetchall()
+
+        rows = await self._database.ask(job)
+        self._bytes = sum(len(row[1]) for row in rows) // max(1, len(rows))
+        return rows

@@ -1,0 +1,188 @@
+"""Reads and plain writes of a store on PostgreSQL that go together."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from micro_ray.errors import Conflict, NotFound, Unavailable
+from micro_ray.store import Action, Check, Put
+from micro_ray.store.postgres import PostgresStore
+from micro_ray.store.postgres_reads import GROUP
+from tests.fixtures.postgres import Postgres, schema
+
+
+@pytest.fixture
+async def name(postgres: Postgres) -> AsyncIterator[str]:
+    async with schema(postgres.url()) as made:
+        yield made
+
+
+@pytest.fixture
+async def kept(postgres: Postgres, name: str) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore(postgres.url(name)) as store:
+        await store.write("first", b"")  # the table is entered
+        yield store
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that are sent; connections have theirs sent by cursors."""
+    found: list[str] = []
+    real = psycopg.AsyncCursor.execute
+
+    def spy(self: Any, query: Any, *args: Any, **more: Any) -> Any:
+        found.append(str(query).strip())
+        return real(self, query, *args, **more)
+
+    monkeypatch.setattr(psycopg.AsyncCursor, "execute", spy)
+    return found
+
+
+async def test_reads_that_wait_are_one_statement(kept: PostgresStore, asked: list[str]) -> None:
+    for i in range(5):
+        await kept.write(f"k{i}", str(i).encode())
+    asked.clear()
+    keys = [f"k{i % 6}" for i in range(GROUP)]
+    found = await asyncio.gather(*(kept.read(key) for key in keys), return_exceptions=True)
+    for key, record in zip(keys, found, strict=True):
+        if key == "k5":
+            assert isinstance(record, NotFound)
+            assert "'k5'" in record.detail
+        else:
+            assert not isinstance(record, BaseException)
+            assert (record.key, record.value) == (key, key[1:].encode())
+    assert len([sql for sql in asked if "micro_store_records" in sql]) == 2
+
+
+async def test_large_values_are_read_few_at_a_time(kept: PostgresStore, asked: list[str]) -> None:
+    for i in range(4):
+        await kept.write(f"k{i}", bytes(2 * 2**20))
+    await kept.read("k0")
+    asked.clear()
+    await asyncio.gather(*(kept.read(f"k{i % 4}") for i in range(9)))
+    assert len([sql for sql in asked if "micro_store_records" in sql]) == 5  # 1, then two each
+
+
+async def test_a_reader_that_leads_may_leave(kept: PostgresStore) -> None:
+    await kept.write("k", b"v")
+    leads = asyncio.create_task(kept.read("k"))
+    await asyncio.sleep(0)
+    follow = [asyncio.create_task(kept.read("k")) for _ in range(3)]
+    await asyncio.sleep(0)
+    leads.cancel()
+    follow[0].cancel()
+    done = await asyncio.gather(leads, *follow, return_exceptions=True)
+    assert [isinstance(one, asyncio.CancelledError) for one in done] == [True, True, False, False]
+    assert (await kept.read("k")).value == b"v"
+
+
+async def test_all_of_a_group_learn_what_went_wrong(postgres: Postgres, name: str) -> None:
+    async with PostgresStore(postgres.url(name), patience=0.2) as store:
+        await store.write("k", b"v")
+        postgres.run(f"ALTER TABLE {name}.micro_store_records RENAME TO away")
+        reads = (store.read("k") for _ in range(5))
+        done = await asyncio.gather(*reads, return_exceptions=True)
+        assert len(done) == 5
+        assert not [one for one in done if not isinstance(one, Exception)]
+        assert not [one for one in done if isinstance(one, NotFound)]
+        postgres.run(f"ALTER TABLE {name}.away RENAME TO micro_store_records")
+        assert (await store.read("k")).value == b"v"
+
+
+async def test_a_read_sees_the_write_before_it(postgres: Postgres, name: str) -> None:
+    """Also of another process, while statements of others are under way."""
+    async with PostgresStore(postgres.url(name)) as one, PostgresStore(postgres.url(name)) as two:
+        await one.write("k", b"0")
+        noise = [asyncio.create_task(_read_on(two)) for _ in range(4)]
+        for i in range(1, 100):
+            await one.write("k", str(i).encode())
+            assert (await two.read("k")).value == str(i).encode()
+        for task in noise:
+            task.cancel()
+        await asyncio.gather(*noise, return_exceptions=True)
+
+
+async def _read_on(store: PostgresStore) -> None:
+    while True:
+        await store.read("k")
+
+
+async def test_plain_puts_are_one_statement(kept: PostgresStore, asked: list[str]) -> None:
+    before = await kept.revision()
+    asked.clear()
+    version = (await kept.write("k", b"v", metadata={"a": "b"}, expiry=60)).version
+    assert version == before + 1
+    assert [sql.split()[0] for sql in asked] == ["BEGIN", "WITH", "COMMIT"]
+    record = await kept.read("k")
+    assert (record.value, record.metadata, record.version) == (b"v", {"a": "b"}, version)
+    assert record.expiry is not None
+    assert 50 < record.expiry <= 60
+
+
+async def test_puts_of_one_key_in_one_group(kept: PostgresStore) -> None:
+    """Each has its version and its change; the last one stays."""
+    before = await kept.revision()
+    first = asyncio.create_task(kept.write("other", b""))
+    await asyncio.sleep(0)
+    puts = [asyncio.create_task(kept.write("k", str(i).encode())) for i in range(20)]
+    both = [Put(key="k", value=b"x"), Put(key="l", value=b"y")]
+    last = asyncio.create_task(kept.transact(both))
+    versions = [(await task).version for task in (first, *puts)]
+    assert versions == list(range(before + 1, before + 22))
+    assert await last == [before + 22, before + 23]
+    assert ((await kept.read("k")).value, (await kept.read("k")).version) == (b"x", before + 22)
+    seen = []
+    async for change in kept.watch(revision=before):
+        seen.append((change.revision, change.action, change.key))
+        if len(seen) == 23:
+            break
+    keys = ["other", *["k"] * 21, "l"]
+    assert seen == [(before + 1 + i, Action.PUT, key) for i, key in enumerate(keys)]
+
+
+async def test_what_depends_on_something_goes_the_other_way(
+    kept: PostgresStore, asked: list[str]
+) -> None:
+    version = (await kept.write("k", b"v")).version
+    asked.clear()
+    with pytest.raises(Conflict):
+        await kept.write("k", b"w", expected=version + 1)
+    with pytest.raises(Conflict):
+        await kept.transact([Put(key="k", value=b"w"), Check(key="x", expected=1)])
+    await kept.write("k", b"v", table="unheard-of")
+    assert not [sql for sql in asked if sql.startswith("WITH")]
+    assert await kept.tables() == ["micro", "unheard-of"]
+    assert (await kept.read("k")).version == version
+
+
+async def test_processes_that_put_at_once(postgres: Postgres, name: str) -> None:
+    """Versions are dense, none is given twice."""
+    stores = [PostgresStore(postgres.url(name)) for _ in range(3)]
+    async with stores[0], stores[1], stores[2]:
+        for store in stores:
+            await store.write("first", b"")
+        before = await stores[0].revision()
+
+        async def write(store: PostgresStore, key: str) -> list[int]:
+            return [(await store.write(key, b"")).version for _ in range(30)]
+
+        given = await asyncio.gather(*(write(s, f"k{i}") for i, s in enumerate(stores)))
+        assert sorted(itertools.chain(*given)) == list(range(before + 1, before + 91))
+        assert all(versions == sorted(versions) for versions in given)
+
+
+async def test_a_closed_store_reads_nothing(postgres: Postgres, name: str) -> None:
+    async with PostgresStore(postgres.url(name)) as store:
+        await store.write("k", b"v")
+        reads = [asyncio.create_task(store.read("k")) for _ in range(5)]
+        await asyncio.sleep(0)
+    for done in await asyncio.gather(*reads, return_exceptions=True):
+        assert isinstance(done, Unavailable) or done.value == b"v"  # type: ignore[union-attr]
+    with pytest.raises(Unavailable):
+        await store.read("k")
