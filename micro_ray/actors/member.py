@@ -52,7 +52,9 @@ class Member:
     service = ""
 
     async def __init__(self, settings: Settings, index: int) -> None:  # type: ignore[misc]  # awaited by Ray
-        self.settings = settings = here(settings, ray.util.get_node_ip_address())
+        if settings.ray.address != "local":
+            settings = here(settings, ray.util.get_node_ip_address())
+        self.settings = settings
         self.index = index
         for folder in (settings.state, settings.run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine may have none

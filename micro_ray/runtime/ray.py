@@ -78,9 +78,10 @@ class Replica:
             yield lines
 
     async def start(
-        self, replica: ReplicaState, workload: Workload, boot: Bootstrap
+        self, replica: ReplicaState, workload: Workload, boot: Bootstrap, home: str
     ) -> ReplicaState:
-        """Import and start. Raises BadRequest with the user's own traceback."""
+        """Import and start; ``boot`` is true on the node ``home``. Raises BadRequest with the
+        user's own traceback."""
         path = log_folder(self._state, workload.namespace, workload.name) / f"{replica.id}.log"
         Capture(LogFile(path, self._log_limit))
         _log_to_stderr()
@@ -88,7 +89,8 @@ class Replica:
         # What this process starts is known by it.
         os.environ[INSTANCE] = replica.id
         folder = source_folder(self._state, workload.namespace, workload.digest)
-        boot = here(boot, ray.util.get_node_ip_address())
+        if _own_node() != home:
+            boot = here(boot, ray.util.get_node_ip_address())
         replica = replace(replica, host=boot.host)
         boot.run.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine may have none
         try:
@@ -162,7 +164,7 @@ class RayDriver(Driver):
         boot = replace(self._boot, namespace=workload.namespace, version=workload.version)
         try:
             await self._placed(replica, actor, workload)
-            started: ReplicaState = await actor.start.remote(replica, workload, boot)
+            started: ReplicaState = await actor.start.remote(replica, workload, boot, _own_node())
         except RayTaskError as error:
             if replica.id in self._away:
                 await asyncio.sleep(2 * logs.POLL)  # what it said is on its way
