@@ -31,7 +31,7 @@ from typing import Any
 from micro_ray.actors.backends import broker
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
-from micro_ray.settings import Settings, here
+from micro_ray.settings import RAY_NAMESPACE, Settings, here
 
 __all__ = ["Platform", "platform", "serve"]
 
@@ -231,7 +231,7 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
         )
     address = str(info.address_info["gcs_address"])
     path = settings.state / "ray.json"
-    path.write_text(json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": "micro", **joining}))
+    path.write_text(json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": RAY_NAMESPACE, **joining}))
     try:
         yield address
     finally:

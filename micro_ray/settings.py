@@ -25,6 +25,7 @@ from typing import Any, TypeVar, get_type_hints
 from micro_ray.errors import BadRequest
 
 __all__ = [
+    "RAY_NAMESPACE",
     "Api",
     "Bootstrap",
     "Broker",
@@ -45,6 +46,8 @@ __all__ = [
     "socket_path",
 ]
 
+#: The namespace of Ray in which every actor of the platform has its name.
+RAY_NAMESPACE = "micro"
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
 MAX_SOCKET_PATH = 107
 #: Where frames listen whom only this machine calls.

@@ -29,13 +29,11 @@ from micro_ray.actors.router import RouterActor
 from micro_ray.actors.runtime import RuntimeActor
 from micro_ray.actors.store import StoreActor
 from micro_ray.errors import Unavailable
-from micro_ray.settings import Settings
+from micro_ray.settings import RAY_NAMESPACE, Settings
 
-__all__ = ["MEMBERS", "RAY_NAMESPACE", "Supervisor", "actor_name"]
+__all__ = ["MEMBERS", "Supervisor", "actor_name"]
 
 log = logging.getLogger(__name__)
-
-RAY_NAMESPACE = "micro"
 
 #: Every platform service that is a pool, in the order in which they are started.
 MEMBERS: Mapping[str, type[Member]] = {

@@ -25,7 +25,7 @@ from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Api as ApiSettings
 
-__all__ = ["RESERVED", "Api"]
+__all__ = ["RESERVED", "Api", "lifespan"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,16 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 #: W3C Trace Context: version ff, and ids of zeros only, are invalid.
 _TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _encode = msgspec.json.Encoder().encode
+
+
+async def lifespan(receive: Receive, send: Send) -> None:
+    """Answer a server that speaks the lifespan protocol, until it shuts down: there is nothing to
+    start or to end."""
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
 
 
 class Api:
@@ -82,11 +92,7 @@ class Api:
         elif kind == "websocket":
             await serve_websocket(self, scope, receive, send)
         elif kind == "lifespan":
-            while True:
-                message = await receive()
-                await send({"type": message["type"] + ".complete"})
-                if message["type"] == "lifespan.shutdown":
-                    return
+            await lifespan(receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()

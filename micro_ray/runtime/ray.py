@@ -27,11 +27,11 @@ from micro_ray.runtime import Replica as ReplicaState
 from micro_ray.runtime.folders import log_folder, source_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.logfile import Capture, LogFile
-from micro_ray.settings import Bootstrap, here, socket_path
+from micro_ray.settings import RAY_NAMESPACE, Bootstrap, here, socket_path
+from micro_ray.tracebacks import own_traceback
 
 __all__ = ["RayDriver", "Replica"]
 
-RAY_NAMESPACE = "micro"
 PREFIX = "replica:"
 ENTRY = "main.py"
 STOPPED = "it was stopped"
@@ -101,7 +101,7 @@ class Replica:
             traceback.print_exc()
             raise
         except BaseException as error:
-            text = _own_traceback(error, folder)
+            text = own_traceback(error, folder)
             sys.stderr.write(text)
             sys.stderr.flush()
             raise BadRequest("runtime", text) from None
@@ -420,18 +420,6 @@ def _service_of(module: ModuleType) -> Any:
             "runtime", f"{ENTRY} must have one micro_ray.Service at its top level; it has: {names}"
         )
     return next(iter(found.values()))
-
-
-def _own_traceback(error: BaseException, folder: Path) -> str:
-    """The traceback from the user's first frame on, without what this project does under it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [i for i, frame in enumerate(frames) if frame.filename.startswith(str(folder))]
-    ours = str(Path(__file__).parent.parent)
-    kept = [f for f in frames[own[0] :] if not f.filename.startswith(ours)] if own else []
-    lines = traceback.format_exception_only(error)
-    if kept:
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept), *lines]
-    return "".join(lines).replace(f"{folder}/", "")
 
 
 def _short(error: BaseException) -> str:

@@ -10,18 +10,17 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import micro_ray
 from micro_ray.broker import Broker
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.events import ServiceEvents
 from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
+from micro_ray.tracebacks import own_traceback
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
 
@@ -332,23 +331,6 @@ class _Life:
     given_up: bool = False
     closing: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def own_traceback(error: BaseException) -> str:
-    """The traceback of an error without the frames of the platform and of the event loop, who are
-    not to blame; only what was raised, where nobody else had a part in it."""
-    theirs = tuple(
-        os.path.dirname(str(module.__file__))
-        for module in (micro_ray, asyncio, sys.modules.get("uvloop"))
-        if module is not None
-    )
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*theirs, contextlib.__file__, "uvloop"))
-    ]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    return "".join([*(lines if frames else ()), *traceback.format_exception_only(error)])
 
 
 def _node(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from ray import serve
 
 from micro_ray.actors.member import limits_of
-from micro_ray.api.app import Api
+from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
@@ -88,11 +88,8 @@ class Mount:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            while True:
-                message = await receive()
-                await send({"type": message["type"] + ".complete"})
-                if message["type"] == "lifespan.shutdown":
-                    return
+            await lifespan(receive, send)
+            return
         assert self.target is not None
         await self.target(scope, receive, send)
 
