@@ -83,23 +83,6 @@ def test_documented(path: Path) -> None:
     assert ast.get_docstring(tree), "no module docstring"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_environment_is_read_in_settings_only(path: Path) -> None:
-    if path.name == "settings.py" and path.parent == PACKAGE:
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        read = (
-            (isinstance(node, ast.Attribute) and node.attr == "getenv")
-            or (
-                isinstance(node, ast.Subscript)
-                and isinstance(node.ctx, ast.Load)
-                and ast.unparse(node.value) == "os.environ"
-            )
-            or (isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.get")
-        )
-        assert not read, f"line {getattr(node, 'lineno', 0)} reads the environment"
-
-
 def test_no_import_cycle() -> None:
     """Modules import each other without a cycle (imports of the module level; later ones may)."""
     graph: dict[str, set[str]] = {}
