@@ -8,8 +8,15 @@ import ray
 ray.init(logging_level="error", log_to_driver=False)
 
 store = ray.get_actor("store", namespace="micro")
+begun = ray.get(store.revision.remote())
 ray.get(store.write.remote("greeting", b"hello"))
 print(ray.get(store.read.remote("greeting")).value)
+
+# A verb that streams gives a generator. It goes on until it is cancelled.
+changes = store.watch.remote(revision=begun, prefix="greeting")
+change = ray.get(next(changes))
+print(change.action, change.key)
+ray.cancel(changes)
 
 network = ray.get_actor("network", namespace="micro")
 print(ray.get(network.call.remote("helloworld", "Helloworld.Call", b'{"name":"Ray"}')))

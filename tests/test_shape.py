@@ -8,6 +8,7 @@ import inspect
 import json
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,96 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "util.py", "misc.py"}
 
-#: noun -> its interface class, its backends, its class in actors/, its CLI module, its suite.
-#: None with the reason beside it where a noun has no such thing.
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """What a noun does not have, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noun:
+    """Where the parts of a noun are: the interface in its package, the modules of its backends, its
+    class in ``actors/``, its face in ``wire/``, its module in ``cli/``, its suite."""
+
+    interface: str | Without
+    backends: tuple[str, ...]
+    actor: str | Without
+    face: bool | Without = True
+    cli: str | Without
+    suite: str
+
+
 NOUNS = {
-    "registry": ("Registry", ["memory"], "RegistryActor", "registry", "test_registry.py"),
-    "router": (None, ["derive"], "RouterActor", "network", "router"),  # derived: values only
-    "network": ("Peer", ["network"], "NetworkActor", "network", "network"),
-    "store": ("Store", ["memory", "sqlite", "postgres"], "StoreActor", "store", "test_store.py"),
-    "broker": ("Broker", ["memory", "nats"], "BrokerActor", "broker", "test_broker.py"),
-    "events": ("Events", ["sqlite"], "EventsActor", "events", "test_events.py"),
-    "config": ("Config", ["stored"], "ConfigActor", "config", "test_config.py"),
-    "runtime": ("Runtime", ["ray", "process"], "RuntimeActor", "runtime", "runtime"),
+    "registry": Noun(
+        interface="Registry",
+        backends=("memory",),
+        actor="RegistryActor",
+        cli="registry",
+        suite="test_registry.py",
+    ),
+    "router": Noun(
+        interface=Without("its table is derived: there is one way to have it"),
+        backends=("derive",),
+        actor="RouterActor",
+        cli="network",
+        suite="router",
+    ),
+    "network": Noun(
+        interface="Peer",
+        backends=("network",),
+        actor="NetworkActor",
+        cli="network",
+        suite="network",
+    ),
+    "store": Noun(
+        interface="Store",
+        backends=("memory", "sqlite", "postgres"),
+        actor="StoreActor",
+        cli="store",
+        suite="test_store.py",
+    ),
+    "broker": Noun(
+        interface="Broker",
+        backends=("memory", "nats"),
+        actor="BrokerActor",
+        cli="broker",
+        suite="test_broker.py",
+    ),
+    "events": Noun(
+        interface="Events",
+        backends=("sqlite",),
+        actor="EventsActor",
+        cli="events",
+        suite="test_events.py",
+    ),
+    "config": Noun(
+        interface="Config",
+        backends=("stored",),
+        actor="ConfigActor",
+        cli="config",
+        suite="test_config.py",
+    ),
+    "runtime": Noun(
+        interface="Runtime",
+        backends=("ray", "process"),
+        actor="RuntimeActor",
+        cli="runtime",
+        suite="runtime",
+    ),
+    "api": Noun(
+        interface=Without("its verbs are those of HTTP: it is an ASGI application"),
+        backends=("app",),
+        actor=Without("it is a deployment of Ray Serve, in serve/api.py"),
+        face=Without("a door calls and is not called: it speaks HTTP to whoever comes"),
+        cli=Without("micro server starts it, and curl is its command line"),
+        suite="api",
+    ),
 }
+
+#: Packages that are not nouns but hold one outside technology, or what a service is made with.
+ROOMS = {"wire", "actors", "serve", "cli", "sdk"}
 
 #: Files that may be long, with the reason.
 LONG_FILES: dict[str, str] = {
@@ -47,19 +126,35 @@ def _id(path: Path) -> str:
 
 @pytest.mark.parametrize("noun", NOUNS)
 def test_every_noun_has_its_parts(noun: str) -> None:
-    interface, backends, actor, cli, suite = NOUNS[noun]
+    has = NOUNS[noun]
     module = importlib.import_module(f"micro_ray.{noun}")
     assert module.__doc__, f"micro_ray/{noun}/__init__.py says nothing"
-    if interface is not None:
-        assert inspect.isabstract(getattr(module, interface))
-    for backend in backends:
+    if isinstance(has.interface, str):
+        assert inspect.isabstract(getattr(module, has.interface))
+    for backend in has.backends:
         assert (PACKAGE / noun / f"{backend}.py").exists()
-    face = importlib.import_module(f"micro_ray.wire.{noun}")
-    assert callable(face.endpoints)
-    assert f"class {actor}(" in (PACKAGE / "actors" / f"{noun}.py").read_text()
-    assert (PACKAGE / "cli" / f"{cli}.py").exists()
-    found = [*(ROOT / "tests").rglob(suite)]
-    assert found, f"no tests named {suite}"
+    there = (PACKAGE / "wire" / f"{noun}.py").exists()
+    assert there == (has.face is True)
+    if there:
+        assert callable(importlib.import_module(f"micro_ray.wire.{noun}").endpoints)
+    actor = PACKAGE / "actors" / f"{noun}.py"
+    assert actor.exists() == isinstance(has.actor, str)
+    if actor.exists():
+        assert f"class {has.actor}(" in actor.read_text()
+    if isinstance(has.cli, str):
+        assert (PACKAGE / "cli" / f"{has.cli}.py").exists()
+    found = [*(ROOT / "tests").rglob(has.suite)]
+    assert found, f"no tests named {has.suite}"
+
+
+def test_every_package_is_a_noun_or_a_room() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages == {*NOUNS, *ROOMS}
+
+
+def test_the_door_is_a_deployment() -> None:
+    """What stands in for the actor that ``api`` does not have."""
+    assert "class ApiDoor" in (PACKAGE / "serve" / "api.py").read_text()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from micro_ray.actors.backends import open_broker
 from micro_ray.actors.member import Member
+from micro_ray.actors.streams import streamed
 from micro_ray.broker import Message
 from micro_ray.wire import broker as face
 from micro_ray.wire.endpoints import Endpoints
@@ -16,6 +15,8 @@ __all__ = ["BrokerActor"]
 
 
 class BrokerActor(Member):
+    """The verbs of :class:`~micro_ray.broker.Broker`."""
+
     service = "broker"
 
     async def open(self) -> Endpoints:
@@ -26,29 +27,23 @@ class BrokerActor(Member):
         self,
         topic: str,
         body: bytes,
+        *,
         headers: Mapping[str, str] | None = None,
         namespace: str = "micro",
     ) -> None:
         await self.backend.publish(topic, body, headers=headers, namespace=namespace)
 
+    @streamed()
     async def subscribe(
-        self,
-        topic: str,
-        queue: str = "",
-        limit: int = 1,
-        timeout: float = 10.0,
-        namespace: str = "micro",
-    ) -> list[Message]:
-        """The next ``limit`` messages, or those that came within ``timeout`` seconds. A handle has
-        no streams that end with their reader; to listen for long, use frames."""
-        found: list[Message] = []
-        with contextlib.suppress(TimeoutError):
-            async with (
-                asyncio.timeout(timeout),
-                self.backend.subscribe(topic, queue=queue, namespace=namespace) as messages,
-            ):
-                async for message in messages:
-                    found.append(message)
-                    if len(found) >= limit:
-                        break
-        return found
+        self, topic: str, *, queue: str = "", namespace: str = "micro", confirm: bool = False
+    ) -> AsyncGenerator[Message, None]:
+        """The messages of a subscription: a stream, for ever. End it with ``ray.cancel``. With
+        ``confirm`` the first is an empty one that says that the subscription is in force."""
+        async with self.backend.subscribe(topic, queue=queue, namespace=namespace) as messages:
+            if confirm:
+                yield Message(topic=topic)
+            async for message in messages:
+                yield message
+
+    async def check(self) -> None:
+        await self.backend.check()

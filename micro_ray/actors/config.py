@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from micro_ray.actors.member import Member
+from micro_ray.actors.streams import streamed
 from micro_ray.config import Change, Item, Rotation, Value, Version
 from micro_ray.config.sealing import KeyFile
 from micro_ray.config.stored import StoredConfig
@@ -16,6 +18,8 @@ __all__ = ["ConfigActor"]
 
 
 class ConfigActor(Member):
+    """The verbs of :class:`~micro_ray.config.Config`."""
+
     service = "config"
 
     async def open(self) -> Endpoints:
@@ -49,6 +53,9 @@ class ConfigActor(Member):
     async def merge(self, path: str, patch: Any, **options: Any) -> int:
         return await self.backend.merge(path, patch, **options)
 
+    async def version(self, **options: Any) -> int:
+        return await self.backend.version(**options)
+
     async def history(self, path: str = "", **options: Any) -> list[Version]:
         return await self.backend.history(path, **options)
 
@@ -57,6 +64,11 @@ class ConfigActor(Member):
 
     async def rollback(self, version: int, **options: Any) -> int:
         return await self.backend.rollback(version, **options)
+
+    @streamed()
+    def watch(self, path: str = "", **options: Any) -> AsyncIterator[Version]:
+        """A stream, for ever: end it with ``ray.cancel``."""
+        return self.backend.watch(path, **options)
 
     async def rotate(self, **options: Any) -> Rotation:
         return await self.backend.rotate(**options)

@@ -1,16 +1,13 @@
-"""The actor of events: ``ray.get_actor("events", namespace="micro")``.
-
-A stream over a Ray handle leaves a generator running when its reader goes away, so on the handle
-events are fetched; who wants a stream has frames.
-"""
+"""The actor of events: ``ray.get_actor("events", namespace="micro")``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from micro_ray.actors.backends import open_events
 from micro_ray.actors.member import Member
+from micro_ray.actors.streams import streamed
 from micro_ray.events import DeadLetter, Delivery, Event, Group, Published, Topic
 from micro_ray.wire import events as face
 from micro_ray.wire.endpoints import Endpoints
@@ -19,6 +16,8 @@ __all__ = ["EventsActor"]
 
 
 class EventsActor(Member):
+    """The verbs of :class:`~micro_ray.events.Events`."""
+
     service = "events"
 
     async def open(self) -> Endpoints:
@@ -27,6 +26,12 @@ class EventsActor(Member):
 
     async def publish(self, topic: str, payload: bytes, **options: Any) -> Published:
         return await self.backend.publish(topic, payload, **options)
+
+    @streamed(ahead=1)  # what is settled must have been taken
+    def consume(self, topic: str, group: str = "", **options: Any) -> AsyncIterator[Delivery]:
+        """A stream, for ever: end it with ``ray.cancel``, and what it was given and is not settled
+        goes to others. With ``auto_ack`` an event is settled once its reader has taken it."""
+        return self.backend.consume(topic, group, **options)
 
     async def fetch(self, topic: str, group: str, **options: Any) -> list[Delivery]:
         return await self.backend.fetch(topic, group, **options)
@@ -42,6 +47,11 @@ class EventsActor(Member):
 
     async def read(self, topic: str, **options: Any) -> list[Event]:
         return await self.backend.read(topic, **options)
+
+    @streamed()
+    def replay(self, topic: str, **options: Any) -> AsyncIterator[Event]:
+        """A stream: end it with ``ray.cancel`` when it is not read to its end."""
+        return self.backend.replay(topic, **options)
 
     async def topics(self, **options: Any) -> list[Topic]:
         return await self.backend.topics(**options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+
 from micro_ray.actors.backends import open_registry
 from micro_ray.actors.member import Member
-from micro_ray.registry import Instance, Service, Snapshot
+from micro_ray.actors.streams import streamed
+from micro_ray.registry import DEFAULT_TTL, Change, Instance, Service, Snapshot
 from micro_ray.wire import registry as face
 from micro_ray.wire.endpoints import Endpoints
 
@@ -12,26 +15,33 @@ __all__ = ["RegistryActor"]
 
 
 class RegistryActor(Member):
+    """The verbs of :class:`~micro_ray.registry.Registry`."""
+
     service = "registry"
 
     async def open(self) -> Endpoints:
         self.backend = await self._stack.enter_async_context(open_registry(self.settings))
         return face.endpoints(self.backend)
 
-    async def get(self, service: str, namespace: str = "micro") -> list[Service]:
-        return await self.backend.get(namespace, service)
-
-    async def services(self, namespace: str = "micro") -> list[Service]:
-        return await self.backend.list(namespace)
-
-    async def snapshot(self) -> Snapshot:
-        return await self.backend.snapshot()
-
-    async def register(self, instance: Instance, ttl: float = 30.0) -> None:
+    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
         await self.backend.register(instance, ttl=ttl)
 
-    async def renew(self, namespace: str, node_ids: list[str]) -> list[str]:
+    async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
         return await self.backend.renew(namespace, node_ids)
 
     async def deregister(self, namespace: str, node_id: str) -> None:
         await self.backend.deregister(namespace, node_id)
+
+    async def get(self, namespace: str, service: str) -> list[Service]:
+        return await self.backend.get(namespace, service)
+
+    async def snapshot(self) -> Snapshot:
+        return await self.backend.snapshot()
+
+    @streamed()
+    def watch(self, *, epoch: str, revision: int) -> AsyncIterator[Change]:
+        """A stream, for ever: end it with ``ray.cancel``."""
+        return self.backend.watch(epoch=epoch, revision=revision)
+
+    async def list(self, namespace: str) -> list[Service]:
+        return await self.backend.list(namespace)

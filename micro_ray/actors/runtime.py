@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from micro_ray.actors.member import Member
-from micro_ray.runtime import LogLine, Status, Workload
+from micro_ray.actors.streams import Chunks, pieces, streamed
+from micro_ray.runtime import LogLine, Progress, Status, Workload
 from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.ray import RayDriver
@@ -23,6 +24,8 @@ HALT = 5.0
 
 
 class RuntimeActor(Member):
+    """The verbs of :class:`~micro_ray.runtime.Runtime`."""
+
     service = "runtime"
 
     async def open(self) -> Endpoints:
@@ -72,19 +75,28 @@ class RuntimeActor(Member):
     async def create(self, workload: Workload) -> Status:
         return await self.backend.create(workload)
 
-    async def update(
-        self, name: str, changes: Mapping[str, Any], namespace: str = "micro"
-    ) -> Status:
+    async def update(self, name: str, namespace: str, changes: Mapping[str, Any]) -> Status:
         return await self.backend.update(name, namespace, changes)
 
-    async def remove(self, name: str, namespace: str = "micro") -> None:
+    async def delete(self, name: str, namespace: str = "micro") -> None:
         await self.backend.delete(name, namespace)
 
     async def read(self, name: str = "", namespace: str = "micro") -> list[Status]:
         return await self.backend.read(name, namespace)
 
-    async def logs(self, name: str, namespace: str = "micro", tail: int = 15) -> list[LogLine]:
-        return [line async for line in self.backend.logs(name, namespace, tail=tail)]
+    @streamed()
+    def logs(
+        self, name: str, namespace: str = "micro", *, tail: int = 15, follow: bool = False
+    ) -> AsyncIterator[LogLine]:
+        """A stream: end it with ``ray.cancel`` when it follows, or is not read to its end."""
+        return self.backend.logs(name, namespace, tail=tail, follow=follow)
 
-    async def upload(self, archive: bytes, namespace: str = "micro") -> str:
-        return await self.backend.upload(archive, namespace)
+    @streamed()
+    def progress(self, name: str, namespace: str = "micro") -> AsyncIterator[Progress]:
+        """A stream: end it with ``ray.cancel`` when it is not read to its end."""
+        return self.backend.progress(name, namespace)
+
+    async def upload(self, archive: Chunks, namespace: str = "micro") -> str:
+        """``archive``: bytes, or pieces that are bytes or object references, each taken when it is
+        its turn."""
+        return await self.backend.upload(pieces(archive, self.service), namespace)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from micro_ray.actors.backends import open_store
 from micro_ray.actors.member import Member
-from micro_ray.store import Operation, Record
+from micro_ray.actors.streams import Chunks, pieces, streamed
+from micro_ray.store import Blob, Change, Operation, Record
 from micro_ray.wire import store as face
 from micro_ray.wire.endpoints import Endpoints
 
@@ -15,6 +16,8 @@ __all__ = ["StoreActor"]
 
 
 class StoreActor(Member):
+    """The verbs of :class:`~micro_ray.store.Store`."""
+
     service = "store"
 
     async def open(self) -> Endpoints:
@@ -44,3 +47,27 @@ class StoreActor(Member):
 
     async def tables(self, database: str = "micro", **options: Any) -> list[str]:
         return await self.backend.tables(database, **options)
+
+    async def revision(self, **options: Any) -> int:
+        return await self.backend.revision(**options)
+
+    @streamed()
+    def watch(self, *, revision: int, **options: Any) -> AsyncIterator[Change]:
+        """A stream, for ever: end it with ``ray.cancel``."""
+        return self.backend.watch(revision=revision, **options)
+
+    async def write_blob(self, key: str, chunks: Chunks, **options: Any) -> Blob:
+        """``chunks``: bytes, or pieces that are bytes or object references, each taken when it is
+        its turn."""
+        return await self.backend.write_blob(key, pieces(chunks, self.service), **options)
+
+    @streamed()
+    def read_blob(self, key: str, **options: Any) -> AsyncIterator[bytes]:
+        """A stream: end it with ``ray.cancel`` when it is not read to its end."""
+        return self.backend.read_blob(key, **options)
+
+    async def delete_blob(self, key: str, **options: Any) -> bool:
+        return await self.backend.delete_blob(key, **options)
+
+    async def blobs(self, **options: Any) -> list[Blob]:
+        return await self.backend.blobs(**options)

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, NotFound, Unavailable
 from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Stream
@@ -196,9 +196,31 @@ class Network:
         """Every node of the table, with what this caller knows of it."""
         return self._pool.statuses(namespace)
 
-    def routes(self, namespace: str = "*") -> list[Route]:
-        """Every route of the table, sorted by service and id."""
-        return self.table.routes(namespace)
+    def routes(self, namespace: str = "*", service: str = "") -> list[Route]:
+        """Every route of the table, or those of one service, sorted by service and id."""
+        return self.table.routes(namespace, service)
+
+    def services(self, namespace: str = "micro") -> list[str]:
+        """The names of the services that can be called."""
+        return self.table.services(namespace)
+
+    def graph(self, namespace: str = "micro") -> dict[str, Any]:
+        """Services with their nodes."""
+        tree: dict[str, list[dict[str, Any]]] = {}
+        for route in self.routes(namespace):
+            node = {"id": route.id, "version": route.version, "host": route.host}
+            tree.setdefault(route.service, []).append(node)
+        return {"namespace": namespace, "services": tree}
+
+    def status(self) -> dict[str, Any]:
+        """How old and how large the table of this caller is."""
+        table = self.table
+        return {
+            "epoch": table.epoch,
+            "revision": table.revision,
+            "stale": table.stale,
+            "routes": table.size,
+        }
 
     # -- a call ----------------------------------------------------------------------------------
 

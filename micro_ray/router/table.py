@@ -126,9 +126,14 @@ class Table:
             return routes
         return [route for route in routes if accepts(filter, route)]
 
-    def routes(self, namespace: str = "*") -> list[Route]:
-        """All routes, sorted by service and id."""
-        rows = [r for r in self._routes.values.values() if namespace in ("*", r.namespace)]
+    def routes(self, namespace: str = "*", service: str = "") -> list[Route]:
+        """All routes, or those of one service, sorted by service and id."""
+        name = service.lower()
+        rows = [
+            route
+            for route in self._routes.values.values()
+            if namespace in ("*", route.namespace) and name in ("", route.service.lower())
+        ]
         return sorted(rows, key=lambda r: (r.namespace, r.service, r.version, r.id))
 
     def has(self, namespace: str, route: str) -> bool:

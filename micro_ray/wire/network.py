@@ -20,30 +20,19 @@ def endpoints(network: Network) -> Endpoints:
 
     async def routes(namespace: str = "micro", service: str = "") -> list[Route]:
         """Every route, or those of one service."""
-        rows = network.routes(namespace)
-        return [r for r in rows if not service or r.service.lower() == service.lower()]
+        return network.routes(namespace, service)
 
     async def services(namespace: str = "micro") -> list[str]:
         """The names of the services that can be called."""
-        return network.table.services(namespace)
+        return network.services(namespace)
 
     async def graph(namespace: str = "micro") -> dict[str, Any]:
         """Services with their nodes."""
-        tree: dict[str, list[dict[str, Any]]] = {}
-        for route in network.routes(namespace):
-            node = {"id": route.id, "version": route.version, "host": route.host}
-            tree.setdefault(route.service, []).append(node)
-        return {"namespace": namespace, "services": tree}
+        return network.graph(namespace)
 
     async def status() -> dict[str, Any]:
         """How old and how large the table of this caller is."""
-        table = network.table
-        return {
-            "epoch": table.epoch,
-            "revision": table.revision,
-            "stale": table.stale,
-            "routes": len(table.routes()),
-        }
+        return network.status()
 
     face = Endpoints("network")
     for name, function in (

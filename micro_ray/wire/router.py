@@ -59,8 +59,7 @@ def endpoints(router: Router) -> Endpoints:
 
     async def read(service: str = "", namespace: str = "micro") -> list[Route]:
         """The whole table, or one service's routes."""
-        rows = router.table.routes(namespace)
-        return [r for r in rows if not service or r.service.lower() == service.lower()]
+        return router.table.routes(namespace, service)
 
     async def entries(namespace: str = "micro") -> list[Entry]:
         """The services that callers may know, with their endpoints."""

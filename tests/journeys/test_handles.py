@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from bench.stack import Server
 from tests.journeys.conftest import Driver, Source
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+#: For drivers: how many generators of a name run in an actor, and waiting for something.
+RUNNING = """
+import time
+
+def count(actor, name):
+    import gc, types
+    return sum(
+        isinstance(each, types.AsyncGeneratorType)
+        and each.ag_frame is not None
+        and each.ag_code.co_name == name
+        for each in gc.get_objects()
+    )
+
+def running(actor, name="watch"):
+    return ray.get(actor.__ray_call__.remote(count, name))
+
+def eventually(good):
+    end = time.monotonic() + 20
+    while not good():
+        assert time.monotonic() < end, good
+        time.sleep(0.05)
+"""
 
 
 def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver) -> None:
@@ -69,29 +94,166 @@ def test_the_store_by_handle(server: Server, driver: Driver) -> None:
     assert printed == "good\n"
 
 
-def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
-    printed = driver(
-        server,
+def test_a_watch_of_the_store_by_handle(server: Server, driver: Driver) -> None:
+    """From a revision on, with what another actor writes; who leaves by ``ray.cancel`` leaves
+    nothing behind."""
+    code = """
+        one = ray.get_actor("store", namespace="micro")
+        two = ray.get_actor("store-1", namespace="micro")
+        place = {"table": "watched"}
+        before = running(one)
+        ray.get(two.write.remote("a", b"0", **place))
+        revision = ray.get(one.revision.remote())
+        first = ray.get(two.write.remote("a", b"1", **place)).version
+        changes = one.watch.remote(revision=revision, prefix="a", **place)
+        ray.get(two.write.remote("b", b"2", **place))
+        ray.get(two.delete.remote("a", **place))
+        put, delete = (ray.get(next(changes)) for _ in range(2))
+        assert (put.revision, put.action, put.key) == (first, "put", "a"), put
+        assert (delete.action, delete.key, delete.table) == ("delete", "a", "watched"), delete
+        assert running(one) > before
+        ray.cancel(changes)
+        eventually(lambda: running(one) == before)
+        print("good")
         """
-        from micro_ray.errors import BadRequest
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
 
-        broker = ray.get_actor("broker", namespace="micro")
-        listening = broker.subscribe.remote("handles.*", limit=2)
-        while not ray.wait([listening], timeout=0.05)[0]:
-            ray.get(broker.publish.remote("handles.a", b"\\x00v", headers={"k": "v"}))
-        one, two = ray.get(listening)
-        assert (one.topic, one.body, one.headers) == ("handles.a", b"\\x00v", {"k": "v"})
-        assert ray.get(broker.subscribe.remote("handles.b", timeout=0.1)) == []
+
+def test_a_reader_that_dies_is_found_out(server: Server, driver: Driver) -> None:
+    """It could not cancel: its stream ends when it next has something for it."""
+    code = """
+        store = ray.get_actor("store", namespace="micro")
+        print(running(store))
+        revision = ray.get(store.revision.remote())
+        changes = store.watch.remote(revision=revision, table="orphans")
+        ray.get(store.write.remote("a", b"", table="orphans"))
+        assert ray.get(next(changes)).key == "a"
+        assert running(store) > 0
+        import os, sys
+        sys.stdout.flush()
+        os._exit(0)
+        """
+    before = int(driver(server, RUNNING + textwrap.dedent(code)))
+    code = f"""
+        store = ray.get_actor("store", namespace="micro")
+        def gone():
+            ray.get(store.write.remote("a", b"", table="orphans"))
+            return running(store) == {before}
+        eventually(gone)
+        print("good")
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
+
+
+def test_blobs_by_handle(server: Server, driver: Driver) -> None:
+    """In and out as streams; a reader that stops holds the actor back."""
+    code = """
+        from micro_ray.errors import BadRequest, NotFound
+
+        one = ray.get_actor("store", namespace="micro")
+        two = ray.get_actor("store-1", namespace="micro")
+
+        @ray.remote
+        def piece(index):
+            return bytes([index]) * 300_000
+
+        @ray.remote
+        def broken():
+            raise ValueError("no piece of mine")
+
+        parts = [b"head", *(piece.remote(index) for index in range(24)), bytearray(b"tail")]
+        blob = ray.get(one.write_blob.remote("handles/big", parts))
+        whole = b"head" + b"".join(bytes([i]) * 300_000 for i in range(24)) + b"tail"
+        assert (blob.key, blob.size) == ("handles/big", len(whole)), blob
+        read = [ray.get(piece) for piece in two.read_blob.remote("handles/big")]
+        assert b"".join(read) == whole
+        assert max(map(len, read)) <= 65536
+        assert ray.get(one.write_blob.remote("handles/small", ray.put(b"whole"))).size == 5
+        listed = ray.get(two.blobs.remote(prefix="handles/"))
+        assert [blob.key for blob in listed] == ["handles/big", "handles/small"]
+        for wrong, said in (
+            (["text"], "a piece of the stream is str"),
+            ("text", "a piece of the stream is str"),
+            (7, "int is no stream"),
+            ([b"x", broken.remote()], "no piece of mine"),
+        ):
+            try:
+                ray.get(one.write_blob.remote("handles/wrong", wrong))
+            except BadRequest as error:
+                assert said in error.detail and error.id == "store", error
+            else:
+                raise AssertionError(wrong)
+        before = running(two, "read_blob")
+        reading = two.read_blob.remote("handles/big")
+        assert ray.get(next(reading))[:4] == b"head"
+        time.sleep(0.5)
+        assert running(two, "read_blob") > before
+        ray.cancel(reading)
+        eventually(lambda: running(two, "read_blob") == before)
+        for key in ("handles/big", "handles/small"):
+            assert ray.get(two.delete_blob.remote(key))
         try:
-            ray.get(broker.publish.remote("handles.*", b""))
-        except BadRequest as error:
-            assert "subscribers" in error.detail
+            ray.get(next(one.read_blob.remote("handles/big")))
+        except NotFound as error:
+            assert error.code == 404
         else:
             raise AssertionError
         print("good")
-        """,
-    )
-    assert printed == "good\n"
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
+
+
+def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
+    code = """
+        from micro_ray.errors import BadRequest
+
+        broker = ray.get_actor("broker", namespace="micro")
+        ray.get(broker.check.remote())
+        before = running(broker, "subscribe")
+        messages = broker.subscribe.remote("handles.*", queue="q", confirm=True)
+        assert ray.get(next(messages)).topic == "handles.*"
+        for topic in ("handles.a", "handles.b"):
+            ray.get(broker.publish.remote(topic, b"\\x00v", headers={"k": "v"}))
+        one, two = (ray.get(next(messages)) for _ in range(2))
+        assert (one.topic, one.body, one.headers) == ("handles.a", b"\\x00v", {"k": "v"})
+        assert two.topic == "handles.b"
+        ray.cancel(messages)
+        eventually(lambda: running(broker, "subscribe") == before)
+        for call in (
+            lambda: broker.publish.remote("handles.*", b""),
+            lambda: next(broker.subscribe.remote("a..b")),
+        ):
+            try:
+                ray.get(call())
+            except BadRequest as error:
+                assert error.id == "broker", error
+            else:
+                raise AssertionError
+        print("good")
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
+
+
+def test_config_by_handle(server: Server, driver: Driver) -> None:
+    """What one actor is told to write the other's watch tells."""
+    code = """
+        one = ray.get_actor("config", namespace="micro")
+        two = ray.get_actor("config-1", namespace="micro")
+        begun = ray.get(one.version.remote())
+        before = running(two)
+        written = ray.get(one.set.remote("handles.a", 1, by="me"))
+        versions = two.watch.remote("handles", version=begun)
+        again = ray.get(one.merge.remote("handles", {"a": 2}))
+        first, second = (ray.get(next(versions)) for _ in range(2))
+        assert (first.version, first.author, second.version) == (written, "me", again)
+        assert [c.new for c in (*first.changes, *second.changes)] == [1, 2]
+        ray.cancel(versions)
+        eventually(lambda: running(two) == before)
+        assert ray.get(two.get.remote("handles.a")) == 2
+        ray.get(one.delete.remote("handles"))
+        print("good")
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
 
 
 def test_events_by_handle(server: Server, driver: Driver) -> None:
@@ -132,6 +294,14 @@ def test_events_by_handle(server: Server, driver: Driver) -> None:
             raise AssertionError
         assert ray.get(one.retain.remote(topic, ttl=60)).ttl == 60
         assert topic in [t.name for t in ray.get(two.topics.remote())]
+        taken = one.consume.remote(topic, "held", start="beginning", auto_ack=False)
+        held = ray.get(next(taken))
+        assert ray.get(two.fetch.remote(topic, "held")) == []
+        ray.cancel(taken)  # what it was given goes to another at once
+        (given,) = ray.get(two.fetch.remote(topic, "held", wait=10))
+        assert (given.event, given.attempt) == (held.event, 2), given
+        told = [ray.get(event) for event in two.replay.remote(topic)]
+        assert [event.payload for event in told] == [b"\\x00e"]
         assert ray.get(one.delete_group.remote(topic, "g"))
         assert ray.get(one.delete.remote(topic))
         print("good")
@@ -140,38 +310,71 @@ def test_events_by_handle(server: Server, driver: Driver) -> None:
     assert printed == "good\n"
 
 
-def test_registry_router_and_network_by_handle(server: Server, driver: Driver) -> None:
-    printed = driver(
-        server,
-        """
-        import json
-        from micro_ray.errors import BadRequest, NotFound
+def test_registry_and_router_by_handle(server: Server, driver: Driver) -> None:
+    """Both tell who watches of a node that comes and goes."""
+    code = """
+        from micro_ray.errors import BadRequest, Conflict
         from micro_ray.registry import Instance, Node
         from micro_ray.router import Filter
 
         registry = ray.get_actor("registry", namespace="micro")
-        (store,) = ray.get(registry.get.remote("store"))
+        router = ray.get_actor("router", namespace="micro")
+        (store,) = ray.get(registry.get.remote("micro", "store"))
         assert len(store.nodes) == 2 and {e.name for e in store.endpoints} >= {"Store.Read"}
-        assert "runtime" in {s.name for s in ray.get(registry.services.remote())}
+        assert "runtime" in {s.name for s in ray.get(registry.list.remote("micro"))}
+        before = running(registry), running(router)
+        known = ray.get(registry.snapshot.remote())
+        changes = registry.watch.remote(epoch=known.epoch, revision=known.revision)
+        deltas = router.watch.remote()
+        delta = ray.get(next(deltas))
+        assert delta.full
         node = Node(id="far-1", addresses=("tcp:127.0.0.1:9",))
         ray.get(registry.register.remote(Instance(service="far", node=node), ttl=5.0))
         assert ray.get(registry.renew.remote("micro", ["far-1", "nobody"])) == ["nobody"]
         assert any(i.node.id == "far-1" for i in ray.get(registry.snapshot.remote()).instances)
-        router = ray.get_actor("router", namespace="micro")
-        import time
-        end = time.monotonic() + 5
-        while not (routes := ray.get(router.lookup.remote("far"))) and time.monotonic() < end:
+        while (change := ray.get(next(changes))).instance.service != "far":
             pass
-        assert [r.id for r in routes] == ["far-1"], routes
+        assert (change.action, change.instance.node) == ("put", node), change
+        while "far" not in {route.service for route in delta.routes}:
+            delta = ray.get(next(deltas))
+        assert not delta.full
+        assert [r.id for r in ray.get(router.lookup.remote("far"))] == ["far-1"]
         assert ray.get(router.lookup.remote("far", filter=Filter(version="v9"))) == []
-        assert "far" in ray.get(router.services.remote())
+        assert [r.id for r in ray.get(router.read.remote("FAR"))] == ["far-1"]
+        assert {r.service for r in ray.get(router.read.remote())} >= {"far", "store"}
+        assert "far" in {e.service for e in ray.get(router.entries.remote())}
         ray.get(registry.deregister.remote("micro", "far-1"))
-        try:
-            ray.get(registry.register.remote(Instance(service="no name", node=node)))
-        except BadRequest as error:
-            assert "service" in error.detail
-        else:
-            raise AssertionError
+        while (change := ray.get(next(changes))).action != "delete":
+            pass
+        assert change.instance.node.id == "far-1"
+        while ("micro", "far-1") not in ray.get(next(deltas)).gone:
+            pass
+        assert running(registry) > before[0] and running(router) > before[1]
+        ray.cancel(changes)
+        ray.cancel(deltas)
+        eventually(lambda: (running(registry), running(router)) == before)
+        for wrong, call in (
+            (BadRequest, lambda: registry.register.remote(Instance(service="no name", node=node))),
+            (Conflict, lambda: next(registry.watch.remote(epoch="another", revision=0))),
+        ):
+            try:
+                ray.get(call())
+            except wrong as error:
+                assert error.id == "registry", error
+            else:
+                raise AssertionError
+        print("good")
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
+
+
+def test_the_network_by_handle(server: Server, driver: Driver) -> None:
+    printed = driver(
+        server,
+        """
+        import json
+        from micro_ray.errors import NotFound
+
         network = ray.get_actor("network", namespace="micro")
         answer = ray.get(network.call.remote("store", "Store.Databases", b"{}"))
         assert "databases" in json.loads(answer)
@@ -183,6 +386,13 @@ def test_registry_router_and_network_by_handle(server: Server, driver: Driver) -
             raise AssertionError
         assert {"store", "router"} <= {n.service for n in ray.get(network.nodes.remote())}
         assert {r.service for r in ray.get(network.routes.remote())} >= {"store", "network"}
+        assert {r.id for r in ray.get(network.routes.remote(service="Router"))} == {
+            n.id for n in ray.get(network.nodes.remote()) if n.service == "router"
+        }
+        assert "store" in ray.get(network.services.remote())
+        assert len(ray.get(network.graph.remote())["services"]["store"]) == 2
+        status = ray.get(network.status.remote())
+        assert status["routes"] and not status["stale"], status
         print("good")
         """,
     )
@@ -196,46 +406,57 @@ def test_the_runtime_by_handle(server: Server, driver: Driver, source: Source) -
         """
         from micro_ray import Service
         service = Service("handled")
+        print("loaded")
         @service.endpoint
         async def call() -> str:
+            print("called")
             return "here"
         """,
     )
-    printed = driver(
-        server,
-        f"""
-        import time
+    code = f"""
         from micro_ray import Client
-        from micro_ray.errors import Conflict, NotFound
+        from micro_ray.errors import BadRequest, Conflict, NotFound
         from micro_ray.runtime import State, Workload
         from micro_ray.runtime.source import pack
-        from micro_ray.wire.runtime import RemoteRuntime
         from pathlib import Path
 
+        archive = pack(Path({folder!r}))
+        runtime = ray.get_actor("runtime", namespace="micro")
+        digest = ray.get(runtime.upload.remote(archive))
+        assert digest == ray.get(runtime.upload.remote([archive[:100], ray.put(archive[100:])]))
+        workload = Workload(name="handled", source="x", digest=digest)
+        ray.get(runtime.create.remote(workload))
+        steps = [ray.get(step) for step in runtime.progress.remote("handled")]
+        assert steps[-1].state == State.RUNNING, steps
+        assert ray.get(runtime.read.remote("handled"))[0].ready == 1
+        before = running(runtime, "logs")
+        following = runtime.logs.remote("handled", follow=True)
+        while ray.get(next(following)).text != "loaded":
+            pass
         with Client() as client:
-            archive = pack(Path({folder!r}))
-            digest = client.run(lambda c: RemoteRuntime(c).upload(archive))
-            runtime = ray.get_actor("runtime", namespace="micro")
-            workload = Workload(name="handled", source="x", digest=digest)
-            ray.get(runtime.create.remote(workload))
+            assert client.call("handled") == "here"
+        while ray.get(next(following)).text != "called":
+            pass
+        ray.cancel(following)
+        eventually(lambda: running(runtime, "logs") == before)
+        lines = [ray.get(line).text for line in runtime.logs.remote("handled", tail=9)]
+        assert "called" in lines, lines
+        for wrong, call in (
+            (Conflict, lambda: runtime.create.remote(workload)),
+            (BadRequest, lambda: runtime.upload.remote(b"no archive")),
+            (NotFound, lambda: next(runtime.progress.remote("nobody"))),
+        ):
             try:
-                ray.get(runtime.create.remote(workload))
-            except Conflict:
+                ray.get(call())
+            except wrong:
                 pass
             else:
-                raise AssertionError
-            end = time.monotonic() + 30
-            while ray.get(runtime.read.remote("handled"))[0].state != State.RUNNING:
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            assert client.call("handled") == "here"
-            ray.get(runtime.update.remote("handled", {{"replicas": 0}}))
-            assert ray.get(runtime.logs.remote("handled"))
-            ray.get(runtime.remove.remote("handled"))
-            try:
-                ray.get(runtime.read.remote("handled"))
-            except NotFound:
-                print("good")
-        """,
-    )
-    assert printed == "good\n"
+                raise AssertionError(wrong)
+        ray.get(runtime.update.remote("handled", "micro", {{"replicas": 0}}))
+        ray.get(runtime.delete.remote("handled"))
+        try:
+            ray.get(runtime.read.remote("handled"))
+        except NotFound:
+            print("good")
+        """
+    assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
