@@ -378,8 +378,8 @@ async def test_who_says_no_hello_is_let_go(hasty: Perl) -> None:
 
 
 async def test_who_is_silent_is_asked_and_let_go(hasty: Perl) -> None:
+    begun = time.monotonic()
     async with raw(hasty) as peer, raw(hasty) as other:
-        begun = time.monotonic()
         for connection in (peer, other):
             assert await connection.frame() == (Kind.PING, 0, 0, b"")
         assert 20 * (time.monotonic() - begun) > 9
