@@ -140,11 +140,11 @@ async def test_one_deadline_for_both(fleet: Fleet) -> None:
     second.hold.clear()
     begun = time.monotonic()
     with pytest.raises(Timeout):
-        await hedged(fleet.network(), 0.1, timeout=0.3)
-    assert 0.25 < time.monotonic() - begun < PROMPT
+        await hedged(fleet.network(), 0.1, timeout=1.0)
+    assert 0.95 < time.monotonic() - begun < PROMPT
     (left,) = second.left
     assert left is not None
-    assert left < 0.22
+    assert left < 0.92
     first.hold.set()
     second.hold.set()
 
