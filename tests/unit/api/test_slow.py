@@ -160,17 +160,21 @@ async def test_a_slow_reader_holds_the_service_back(door: Door, probe: Probe) ->
     "request_line",
     ["GET /streams/endless?name={} HTTP/1.1", "GET /echo/bytes-of?size=16000000 HTTP/1.1"],
 )
-async def test_a_reader_that_stops_is_cut_off(hasty: Door, probe: Probe, request_line: str) -> None:
-    """What was made for it does not wait for ever, neither in a handler nor in a buffer."""
+async def test_a_reader_that_stops_is_cut_off(
+    network: Network, probe: Probe, request_line: str
+) -> None:
+    """What was made for it does not wait for ever, neither in a handler nor in a buffer. The call
+    itself has its time: an answer of 408 would be taken whole."""
     name = "stalled"
-    connections = hasty.listener._server.server_state.connections
-    async with hasty.line() as line:
-        line.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await line.send(f"{request_line.format(name)}\r\nHost: x\r\n\r\n".encode())
-        await eventually(lambda: len(connections) == 1)
-        await eventually(lambda: not connections)
-    await eventually(lambda: probe.cancelled[name] == probe.begun[name])
-    await eventually(lambda: hasty.api.metrics.in_flight == 0)
+    async with open_door(network, stall_timeout=SHORT) as door:
+        connections = door.listener._server.server_state.connections
+        async with door.line() as line:
+            line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await line.send(f"{request_line.format(name)}\r\nHost: x\r\n\r\n".encode())
+            await eventually(lambda: len(connections) == 1)
+            await eventually(lambda: not connections, within=PROMPT)
+        await eventually(lambda: probe.cancelled[name] == probe.begun[name])
+        await eventually(lambda: door.api.metrics.in_flight == 0)
 
 
 async def test_a_websocket_that_stops_reading_is_cut_off(hasty: Door, probe: Probe) -> None:
