@@ -97,18 +97,18 @@ async def test_a_daemon_outlives_what_started_it_by_little(
         assert family(shop, replica) == []
 
 
-async def test_a_daemon_of_a_service_that_is_stopped_gets_its_term(
-    driver: ProcessDriver, shop: Shop
-) -> None:
+async def test_a_daemon_of_a_service_that_is_stopped_gets_its_term(shop: Shop) -> None:
     """Once the service has ended, and not before: it may be of use to it until then."""
+    driver = shop.driver(grace=30)
     after = (
         "import signal\n"
         "signal.signal(15, lambda *_: (time.sleep(0.3), print('first', flush=True), os._exit(0)))\n"
+        "print('ready', flush=True)\n"
         "time.sleep(1000)"
     )
     async with running(driver, shop, DAEMON.format(before=POLITE, after=after), python=True) as r:
-        await eventually(lambda: any("daemon" in line for line in shop.log()))
-        await driver.stop(r, 5)
+        await eventually(lambda: {"daemon", "ready"} <= {row.split()[0] for row in shop.log()})
+        await driver.stop(r, 40)
         assert shop.log()[-2:] == ["first", "good bye"]
 
 
