@@ -20,7 +20,8 @@ __all__ = ["run"]
 
 DOOR = "ray::ServeReplica:api"
 #: Functions whose leaf is a system call that writes.
-WRITES = ("RequestResponseCycle.send", "Connection.flush", "send (bench/peers")
+WRITES = ("_Together.", "RequestResponseCycle.send", "Connection.flush")
+WRITES_THERE = "send (bench/peers"
 #: Part -> what the file of a sample's leaf begins with; the first that fits counts.
 PARTS = {
     "HTTP: uvicorn and our limits in it": ("uvicorn/", "micro_ray/serve/"),
@@ -96,7 +97,7 @@ def _counts(text: str) -> collections.Counter[str]:
 
 
 def _part(leaf: str) -> str:
-    if leaf.startswith(WRITES[:2]) or WRITES[2] in leaf:
+    if leaf.startswith(WRITES) or WRITES_THERE in leaf:
         return "writing to sockets"
     where = leaf.partition("(")[2]
     for part, beginnings in PARTS.items():

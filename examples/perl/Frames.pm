@@ -40,6 +40,7 @@ my %STATUS = (
 my %TAKES = (
     server => {
         REQUEST, \&_request, DATA, \&_data, CANCEL, \&_cancel, WINDOW, \&_window, PING, \&_ping,
+        ERROR, \&_closing,
     },
     client => { DATA, \&_data, ERROR, \&_error, WINDOW, \&_window, PING, \&_ping, GOAWAY, \&_goaway },
 );
@@ -91,7 +92,7 @@ sub receive {
 sub _give_up {
     my ($c, $error) = @_;
     my $why = ref $error eq 'HASH' && $error->{breach} ? $error->{breach} : "an error here: $error";
-    $c->error(0, 400, $why) if $c->{role} eq 'server';
+    $c->error(0, 400, $why);
     $c->flush;
     return $c->close($why);
 }
@@ -108,7 +109,7 @@ sub _next_frame {
 
 sub _first {
     my ($c, $flags, $id, $payload, $kind) = @_;
-    return $c->_error($flags, $id, $payload) if $kind == ERROR && !$id && $c->{role} eq 'client';
+    return $c->_closing($flags, $id, $payload) if $kind == ERROR && !$id;
     my $hello = $kind == HELLO && eval { $JSON->decode($payload) };
     breach('the first frame must be a HELLO of micro')
         unless ref $hello eq 'HASH' && ($hello->{magic} // '') eq 'micro';
@@ -172,8 +173,21 @@ sub _data {
 }
 
 sub _cancel { my ($c, undef, $id) = @_; my $s = $c->_known($id); return $s && $c->forget($s) }
-sub _error { breach("the peer says: $_[3]") }
-sub _goaway { breach('the peer goes away') }    # what is kept here is one stream, for another to have
+# The last frame of a peer that closes.
+sub _closing {
+    my ($c, undef, $id, $payload) = @_;
+    breach("ERROR on stream $id, from a client") if $id;
+    return $c->close("the peer says: $payload");
+}
+
+# What is kept here is one stream, for another connection to have when this one ends.
+sub _goaway { return $_[0]->close('the peer goes away') }
+
+sub _error {
+    my ($c, undef, $id, $payload) = @_;
+    $c->_known($id) if $id;
+    return $c->close("the peer says: $payload");
+}
 
 sub _ping {
     my ($c, $flags, undef, $payload) = @_;

@@ -161,7 +161,7 @@ class Api:
                 timeout=self.timeout(headers),
                 content=kind,
                 metadata=metadata,
-                idempotent=method in ("GET", "HEAD"),
+                idempotent=target.repeatable(method),
             )
         except asyncio.CancelledError:
             if gone.found:

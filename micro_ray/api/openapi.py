@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from micro_ray.api.paths import METHODS, methods_of, templates_of
+from micro_ray.api.paths import METHODS, idempotent_of, methods_of, templates_of
 from micro_ray.registry import Endpoint
 from micro_ray.router.table import Table
 
@@ -97,6 +97,9 @@ class _Shown:
         }
         if self._endpoint.metadata.get("description"):
             operation["summary"] = self._endpoint.metadata["description"]
+        idempotent = idempotent_of(self._endpoint)
+        if idempotent is not None:
+            operation["x-idempotent"] = idempotent
         captured = _PARAMETER.findall(path)
         parameters = [self._parameter(name, "path", True) for name in captured]
         if method in _BODILESS:

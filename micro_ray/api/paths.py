@@ -36,7 +36,7 @@ from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
 
-__all__ = ["METHODS", "Paths", "Target", "methods_of", "templates_of"]
+__all__ = ["METHODS", "Paths", "Target", "idempotent_of", "methods_of", "templates_of"]
 
 MAX_PATH = 4096
 #: Templates that one endpoint may bind; further ones are passed over.
@@ -56,7 +56,7 @@ _DOTS = re.compile(r"/\.\.?(?:/|$)")
 class Target:
     """Where a request goes; ``fields`` were captured from the path. ``raw_in`` and ``raw_out`` say
     that request and answer are bytes that mean nothing to the door; ``read`` that the endpoint
-    binds GET itself, and so only reads."""
+    binds GET itself, and so only reads; ``idempotent`` what it says of itself, None for nothing."""
 
     service: str
     endpoint: str
@@ -67,6 +67,12 @@ class Target:
     raw_in: bool = False
     raw_out: bool = False
     read: bool = False
+    idempotent: bool | None = None
+
+    def repeatable(self, method: str) -> bool:
+        """Whether a call that a node has failed may be made on another: what the endpoint says, or
+        else what HTTP says of the method."""
+        return method in ("GET", "HEAD") if self.idempotent is None else self.idempotent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +104,11 @@ def methods_of(endpoint: Endpoint) -> tuple[str, ...]:
     """The methods an endpoint binds its templates for; none is any."""
     given = endpoint.metadata.get("method", "").upper().split(",")
     return tuple(method.strip() for method in given if method.strip())
+
+
+def idempotent_of(endpoint: Endpoint) -> bool | None:
+    """What an endpoint says of being called twice; None for nothing, or nothing that is known."""
+    return {"true": True, "false": False}.get(endpoint.metadata.get("idempotent", "").lower())
 
 
 class Paths:
@@ -252,6 +263,7 @@ def _target(entry: Entry, endpoint: Endpoint) -> Target:
         response=endpoint.response,
         raw_in=endpoint.request.get("contentEncoding") == "binary",
         raw_out=endpoint.response.get("contentEncoding") == "binary",
+        idempotent=idempotent_of(endpoint),
     )
 
 

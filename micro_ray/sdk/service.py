@@ -98,6 +98,7 @@ class Service:
         name: str = "",
         path: str = "",
         method: str = "",
+        idempotent: bool | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Callable[[F], F]: ...
 
@@ -108,13 +109,16 @@ class Service:
         name: str = "",
         path: str = "",
         method: str = "",
+        idempotent: bool | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """Serve a function; as a decorator, bare or with options.
 
         ``name`` is ``Handler.Method`` (default: made of the service's and the function's name).
         ``path`` and ``method`` bind a path of the HTTP door, such as ``/users/{id}`` and ``GET``
-        (each may be a comma list). Raises BadRequest for what cannot be, and once the service has
+        (each may be a comma list). ``idempotent`` says whether calling twice does no more than
+        calling once: the HTTP door calls another node when one fails such a call (default: by the
+        method, GET and HEAD are). Raises BadRequest for what cannot be, and once the service has
         started: callers would not learn of it.
         """
         self._unstarted("endpoints")
@@ -123,6 +127,8 @@ class Service:
             extra["path"] = _path(self.name, path)
         if method:
             extra["method"] = _methods(self.name, method)
+        if idempotent is not None:
+            extra["idempotent"] = "true" if idempotent else "false"
 
         def add(function: F) -> F:
             full = name or endpoint_name(self.name, function.__name__)

@@ -1,5 +1,5 @@
-"""What a door's listener adds to uvicorn's protocols: bounds, answers in the platform's own form,
-and a leave that loses no request.
+"""What a door's listener adds to uvicorn's protocols: bounds, answers in the platform's own form
+and in one write, and a leave that loses no request.
 
 uvicorn bounds neither the size of a head nor the time it may take, nor what a client may hold
 unread; it knows half of what HTTP asks of a server that is offered another protocol. Each of these
@@ -36,6 +36,8 @@ LINGER = 1.0
 #: Seconds between looks whether a client that is held back is still there; the name by which an
 #: application finds :meth:`_Watching.gone` among the extensions of its scope.
 LOOK_GONE, GONE = 0.5, "micro.gone"
+#: Bytes of a write that may wait for another.
+TOGETHER = 16 * 2**10
 #: Headers, and tokens of ``connection``, that offer another protocol.
 _UPGRADE = (b"upgrade", b"http2-settings")
 
@@ -50,6 +52,60 @@ class State(ServerState):
 
 class _Refusal(Exception):
     """Stops the parser: this request is not taken. The arguments are its status and detail."""
+
+
+class _Together:
+    """A transport whose first small write in a turn of the loop waits for the second: head and body
+    of an answer leave in one system call. What nothing follows leaves when the turn ends, so that a
+    stream's head does not wait for its first event.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held = b""
+        self._flushing = False
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        held = self._held
+        if held:
+            self._held = b""
+            if len(data) <= TOGETHER:
+                data = b"".join((held, data))
+            else:
+                self._transport.write(held)
+        elif len(data) <= TOGETHER:
+            self._held = bytes(data)  # what may be changed is not ours to hold
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._turn_ends)
+            return
+        self._transport.write(data)
+
+    def _turn_ends(self) -> None:
+        self._flushing = False
+        self._flush()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self.is_closing():
+            self._transport.write(held)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._held) + int(self._transport.get_write_buffer_size())
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 class _Watching(asyncio.Protocol):
@@ -151,7 +207,8 @@ class HttpProtocol(_Watching, HttpToolsProtocol):
     # -- arriving --------------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        together: Any = _Together(transport)
+        super().connection_made(together)
         if len(self.connections) > self.settings.max_connections:
             self._refuse(503, f"{self.settings.max_connections} connections are open here")
         else:

@@ -34,6 +34,7 @@ from micro_ray.wire.protocol import (
     encode_frame,
     encode_head,
     encode_request,
+    never_opened,
 )
 
 __all__ = ["WireDialer"]
@@ -166,9 +167,8 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
     def on_data(self, flags: int, stream: int, payload: bytes) -> None:
         item = self.streams.get(stream)
         if item is None:
-            if stream >= self.next or not stream & 1:
-                raise ProtocolError(f"DATA on stream {stream}, which was never opened")
-            return  # given up before the answer came
+            self._ended(stream, "DATA")
+            return
         if type(item) is _Unary:
             self._answer(item, flags, stream, payload)
             return
@@ -244,14 +244,24 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
             self.shut()
             return
         item = self._take(stream)
-        if item is not None:
-            _fail(item, error)
-            self._leave_if_idle()
+        if item is None:
+            self._ended(stream, "ERROR")
+            return
+        _fail(item, error)
+        self._leave_if_idle()
 
     def on_window(self, stream: int, credit: int) -> None:
         item = self.streams.get(stream)
-        if isinstance(item, _Outgoing):
+        if item is None:
+            self._ended(stream, "WINDOW")
+        elif isinstance(item, _Outgoing):
             item.grant(credit)
+
+    def _ended(self, stream: int, what: str) -> None:
+        """Pass over a frame for a call that has ended or was given up. Raises ProtocolError for a
+        stream that was never opened."""
+        if stream >= self.next or not stream & 1:
+            raise never_opened(what, stream)
 
     def on_goaway(self, last: int) -> None:
         self.going = True

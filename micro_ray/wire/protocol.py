@@ -48,6 +48,7 @@ __all__ = [
     "encode_head",
     "encode_hello",
     "encode_request",
+    "never_opened",
 ]
 
 MAGIC = "micro"
@@ -138,6 +139,11 @@ class Limits:
 
 class ProtocolError(Exception):
     """The peer broke the protocol; the connection cannot go on."""
+
+
+def never_opened(what: str, stream: int) -> ProtocolError:
+    """A frame for a stream that was never opened: one that is even, or greater than the newest."""
+    return ProtocolError(f"{what} on stream {stream}, which was never opened")
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,9 +32,11 @@ from micro_ray.wire.protocol import (
     Kind,
     Limits,
     ProtocolError,
+    decode_error,
     decode_request,
     encode_error,
     encode_frame,
+    never_opened,
 )
 
 __all__ = ["Handler", "Incoming", "Server"]
@@ -210,9 +212,8 @@ class ServerConnection(Connection[Incoming]):
     def on_data(self, flags: int, stream: int, payload: bytes) -> None:
         incoming = self.streams.get(stream)
         if incoming is None:
-            if stream > self.last or not stream & 1:
-                raise ProtocolError(f"DATA on stream {stream}, which was never opened")
-            return  # the answer has ended already
+            self._ended(stream, "DATA")
+            return
         if incoming.remote_done:
             raise ProtocolError(f"DATA after END on stream {stream}")
         try:
@@ -221,17 +222,30 @@ class ServerConnection(Connection[Incoming]):
             self._break(incoming, error, tell=True)
 
     def on_error(self, stream: int, payload: bytes) -> None:
-        raise ProtocolError("ERROR is for the client")
+        if stream:
+            raise ProtocolError(f"ERROR on stream {stream}; a client ends a call by CANCEL")
+        log.info("connection closed by the caller: %s", decode_error(payload).detail)
+        self.shut()
 
     def on_cancel(self, stream: int) -> None:
         incoming = self.streams.get(stream)
-        if incoming is not None:
+        if incoming is None:
+            self._ended(stream, "CANCEL")
+        else:
             self._break(incoming, Cancelled("wire", "the caller gave the call up"), tell=False)
 
     def on_window(self, stream: int, credit: int) -> None:
         incoming = self.streams.get(stream)
-        if incoming is not None:
+        if incoming is None:
+            self._ended(stream, "WINDOW")
+        else:
             incoming.grant(credit)
+
+    def _ended(self, stream: int, what: str) -> None:
+        """Pass over a frame for a call that has ended. Raises ProtocolError for a stream that was
+        never opened."""
+        if stream > self.last or not stream & 1:
+            raise never_opened(what, stream)
 
     def deadline_of(self, item: Incoming) -> float | None:
         return None if item.broken else item.deadline

@@ -15,7 +15,7 @@ from micro_ray.context import CURRENT, Context, current, new_request_id, use
 from micro_ray.errors import MicroError, NotFound, Timeout
 from micro_ray.sdk.service import Service
 from micro_ray.sdk.testing import Here
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -130,7 +130,7 @@ async def chain(here: Here) -> list[dict[str, Any]]:
 
 async def test_what_goes_along_a_chain_of_calls(here: Here, chain: list[dict[str, Any]]) -> None:
     metadata = {"traceparent": TRACE, "x-request-id": "r-1", "mine": "stays"}
-    answer = await here.client.call("front", "call", {}, timeout=5, metadata=metadata)
+    answer = await here.client.call("front", "call", {}, timeout=40, metadata=metadata)
     assert answer == "end"
     front, middle, back = chain
     assert [step["service"] for step in chain] == ["front", "middle", "back"]
@@ -140,7 +140,7 @@ async def test_what_goes_along_a_chain_of_calls(here: Here, chain: list[dict[str
     assert [step["trace"] for step in chain] == [TRACE] * 3
     assert [step["request_id"] for step in chain] == ["r-1"] * 3
     # Each has what the one before has left of it.
-    assert 4.5 < back["left"] < middle["left"] - 0.015 < front["left"] - 0.03 < 5.01
+    assert 40 - PROMPT < back["left"] < middle["left"] - 0.015 < front["left"] - 0.03 < 40.01
     # What a caller sends besides is for the service it calls, and no further.
     assert front["metadata"]["mine"] == "stays"
     assert "mine" not in middle["metadata"]
@@ -169,7 +169,7 @@ async def test_a_deadline_ends_the_whole_chain(here: Here, chain: list[dict[str,
     begun = time.monotonic()
     with pytest.raises(Timeout):
         await here.client.call("front", "call", {"hang": True}, timeout=0.3)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < PROMPT
     assert len(chain) == 3
 
     async def idle() -> bool:
@@ -217,13 +217,13 @@ async def test_streams_have_a_context_too(here: Here) -> None:
     rows = [
         row
         async for row in here.client.stream(
-            "streamer", "call", {}, timeout=3, metadata={"traceparent": TRACE}
+            "streamer", "call", {}, timeout=40, metadata={"traceparent": TRACE}
         )
     ]
     assert len(rows) == 2
     for row in rows:
         assert (row["service"], row["trace"]) == ("streamer", TRACE)
-        assert 2 < row["left"] <= 3.01
+        assert 40 - PROMPT < row["left"] <= 40.01
     assert current() == Context()
 
 

@@ -315,6 +315,12 @@ async def test_breaches_end_their_connection_only(service: Perl) -> None:
             await greets(bystander, 2 * number + 1)
 
 
+async def test_a_caller_that_says_why_it_closes(service: Perl) -> None:
+    async with raw(service) as peer:
+        peer.send(encode_frame(Kind.ERROR, END, 0, b'{"detail":"you broke it"}'))
+        assert await peer.closed() == []  # it is not answered
+
+
 async def test_hellos_that_cannot_be(service: Perl) -> None:
     hello = {
         "magic": "micro", "versions": [1, 1], "max_frame": 1024, "max_message": 1024,
@@ -372,8 +378,8 @@ async def test_who_says_no_hello_is_let_go(hasty: Perl) -> None:
 
 
 async def test_who_is_silent_is_asked_and_let_go(hasty: Perl) -> None:
+    begun = time.monotonic()
     async with raw(hasty) as peer, raw(hasty) as other:
-        begun = time.monotonic()
         for connection in (peer, other):
             assert await connection.frame() == (Kind.PING, 0, 0, b"")
         assert 20 * (time.monotonic() - begun) > 9

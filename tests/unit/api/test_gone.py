@@ -135,10 +135,10 @@ async def test_a_websocket_that_is_held_back(door: Door, probe: Probe, kind: str
     path = "/echo/hang" if kind == "unary" else "/streams/deaf"
     async with connect(f"{door.ws}{path}", compression=None) as socket:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                for _ in range(500):
+            for _ in range(5000):
+                async with asyncio.timeout(0.5):  # one that is held back
                     await socket.send(frame)
-        assert probe.begun[name] == 1
+        await eventually(lambda: probe.begun[name] == 1)
         reset(socket.transport)
     await gone(probe, door, name)
 

@@ -108,12 +108,16 @@ def test_as_openapi_writes_it(template: str, shown: str, parameters: tuple[str, 
 )
 @pytest.mark.parametrize("piece", ["a/", "/", "x/", "ax/", "a"])
 def test_no_path_is_slow(template: str, piece: str) -> None:
-    """Time grows with the path, not with a power of it."""
+    """Time grows with the path, not with a power of it. The time is the processor's, of the best of
+    three, so that a busy machine does not count."""
     found = parse(template[:MAX_TEMPLATE])
     path = "/" + piece * (4000 // len(piece))
-    begun = time.perf_counter()
-    found.match(path)
-    assert time.perf_counter() - begun < 0.1
+    took = []
+    for _ in range(3):
+        begun = time.thread_time()
+        found.match(path)
+        took.append(time.thread_time() - begun)
+    assert min(took) < 0.1
 
 
 SEGMENT = st.text(st.characters(exclude_characters="/{}*?#", min_codepoint=33), min_size=1)

@@ -205,5 +205,5 @@ async def fleet(folder: Path) -> AsyncIterator[Fleet]:
     asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
     async with AsyncExitStack() as stack:
         yield Fleet(folder, stack)
-    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, within=1)
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     assert not complaints

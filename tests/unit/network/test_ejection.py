@@ -121,7 +121,7 @@ async def test_a_node_that_takes_calls_and_never_answers_is_left_out(fleet: Flee
     a.hold.clear()
     while out(network) != ["a"]:
         with suppress(Timeout):
-            await who(network, timeout=0.1)
+            await who(network, timeout=0.3)
     assert len(a.started) == before + BREAKER
     for _ in range(20):
         assert await who(network) == "b"

@@ -11,7 +11,7 @@ import pytest
 from micro_ray.errors import BadGateway, Conflict, MicroError, NotFound, Timeout
 from micro_ray.network.health import Budget
 from micro_ray.network.network import Network
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.network.conftest import Fleet, Spot, who
 
 
@@ -39,7 +39,7 @@ async def test_a_slow_one_is_asked_elsewhere_and_given_up(fleet: Fleet) -> None:
     network = fleet.network()
     begun = time.monotonic()
     assert await hedged(network) == "second"
-    assert 0.04 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.04
     assert (len(first.started), len(second.started)) == (1, 1)
     await eventually(lambda: first.endpoints.in_flight == 0)  # it was cancelled there
     assert first.finished == []
@@ -140,11 +140,11 @@ async def test_one_deadline_for_both(fleet: Fleet) -> None:
     second.hold.clear()
     begun = time.monotonic()
     with pytest.raises(Timeout):
-        await hedged(fleet.network(), 0.1, timeout=0.3)
-    assert 0.25 < time.monotonic() - begun < 3
+        await hedged(fleet.network(), 0.1, timeout=1.0)
+    assert 0.95 < time.monotonic() - begun < PROMPT
     (left,) = second.left
     assert left is not None
-    assert left < 0.22
+    assert left < 0.92
     first.hold.set()
     second.hold.set()
 

@@ -10,7 +10,7 @@ from micro_ray.errors import NotFound
 from micro_ray.network import Broken
 from micro_ray.sdk.testing import Here
 from micro_ray.wire.endpoints import Endpoints
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.network.conftest import Fleet, who
 
 
@@ -30,7 +30,7 @@ async def test_nodes_as_the_caller_knows_them(fleet: Fleet) -> None:
     (status,) = [s for s in network.nodes("micro") if s.id == "a"]
     assert status.address == spot.address
     assert (status.connected, status.in_flight, status.calls, status.errors) == (True, 0, 3, 0)
-    assert 0.015 < status.latency < 0.5
+    assert 0.015 < status.latency < PROMPT
     assert not status.out
     spot.cut()
     await eventually(lambda: not network.nodes()[0].connected)

@@ -20,7 +20,7 @@ from micro_ray.errors import (
 from micro_ray.network import Broken, Refused, Silent
 from micro_ray.network.health import Budget
 from micro_ray.network.network import ATTEMPTS, WAIT
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.network.conftest import Fleet, Spot, who
 
 
@@ -132,8 +132,9 @@ async def test_an_answer_of_the_services_own_is_an_answer(fleet: Fleet, code: in
 
 @pytest.mark.parametrize("code", [502, 503])
 async def test_an_idempotent_call_asks_another_node_that_may_be_well(
-    fleet: Fleet, code: int
+    fleet: Fleet, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("micro_ray.network.network.WAIT", 60.0)
     a, b = await fleet.spots("a", "b")
     a.code = code
     network = fleet.network(retry_budget=1)
@@ -148,7 +149,7 @@ async def test_an_idempotent_call_asks_another_node_that_may_be_well(
     assert caught.value.id == "greeter"
     # Every node has been asked once: that is the answer, there is nothing to wait for.
     assert started(a, b) == before + 2
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < PROMPT
 
 
 @pytest.mark.parametrize("code", [400, 404, 408, 409, 412, 413, 429, 499, 500, 501, 504])
@@ -249,7 +250,7 @@ async def test_the_deadline_is_over_all_attempts(fleet: Fleet) -> None:
     begun = time.monotonic()
     with pytest.raises((Timeout, Unavailable)):
         await who(network, timeout=0.4)
-    assert 0.35 < time.monotonic() - begun < 2
+    assert 0.35 < time.monotonic() - begun < PROMPT
 
 
 async def test_one_broken_connection_costs_one_retry(fleet: Fleet) -> None:
@@ -270,30 +271,30 @@ async def test_the_next_node_has_what_is_left(fleet: Fleet) -> None:
     fleet.hole("hole", metric=1)
     spot = await fleet.spot("a", metric=2)
     network = fleet.network(dial_timeout=0.3)
-    assert await who(network, timeout=1.0) == "a"
+    assert await who(network, timeout=40.0) == "a"
     (left,) = spot.left
     assert left is not None
-    assert 0.3 < left < 0.72
+    assert 40 - PROMPT < left < 39.71  # a dial was given up on the way
 
 
 async def test_waiting_for_a_node_uses_up_the_deadline_too(fleet: Fleet) -> None:
     network = fleet.network()
-    call = asyncio.create_task(who(network, timeout=1.0))
+    call = asyncio.create_task(who(network, timeout=40.0))
     await asyncio.sleep(0.3)  # the time that is used up
     spot = await fleet.spot("a")
     assert await call == "a"
     (left,) = spot.left
     assert left is not None
-    assert 0.3 < left < 0.72
+    assert 40 - PROMPT < left < 39.71
 
 
 async def test_a_dial_is_not_waited_for_beyond_the_deadline(fleet: Fleet) -> None:
     fleet.hole("hole")
-    network = fleet.network(dial_timeout=5)
+    network = fleet.network(dial_timeout=60)
     begun = time.monotonic()
     with pytest.raises(Timeout, match="no connection to hole before the deadline"):
         await who(network, timeout=0.2)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < PROMPT
 
 
 async def test_a_silent_node_ends_with_the_deadline(fleet: Fleet) -> None:
@@ -303,7 +304,7 @@ async def test_a_silent_node_ends_with_the_deadline(fleet: Fleet) -> None:
     begun = time.monotonic()
     with pytest.raises(Silent) as caught:
         await who(network, timeout=0.2, idempotent=True)
-    assert 0.15 < time.monotonic() - begun < 2
+    assert 0.15 < time.monotonic() - begun < PROMPT
     assert caught.value.code == 408
     await eventually(lambda: spot.endpoints.in_flight == 0)
     assert len(spot.started) == 1
@@ -395,9 +396,9 @@ async def test_the_only_node_is_not_waited_for_for_ever(fleet: Fleet) -> None:
     with pytest.raises(Unavailable, match="no node of greeter took the call: a of greeter cannot"):
         await who(network)
     took = time.monotonic() - begun
-    assert WAIT - 0.2 < took < WAIT + 3
+    assert WAIT - 0.2 < took < WAIT + PROMPT
     # It was looked for again and again, but not without a pause.
-    assert 3 <= len(fleet.dialer.dialed) <= 10
+    assert 2 <= len(fleet.dialer.dialed) <= 10
 
 
 async def test_what_may_have_been_executed_is_not_called_unavailable(fleet: Fleet) -> None:

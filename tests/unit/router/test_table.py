@@ -12,6 +12,7 @@ import pytest
 from micro_ray.registry import Endpoint
 from micro_ray.router import Delta, Entry, Filter, Route
 from micro_ray.router.table import Table
+from tests.fixtures.wait import PROMPT
 
 
 def route(id: str = "n1", service: str = "greeter", **fields: Any) -> Route:
@@ -161,14 +162,14 @@ async def test_changes_wake_those_who_wait() -> None:
     assert table.stale
     assert not any(task.done() for task in waiting)
     table.apply(full(route()))
-    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+    await asyncio.wait_for(asyncio.gather(*waiting), PROMPT)
     late = asyncio.create_task(table.changed())
     await asyncio.sleep(0)
     assert not table.apply(step(7))
     await asyncio.sleep(0)
     assert not late.done()
     table.apply(step(2))
-    await asyncio.wait_for(late, 1)
+    await asyncio.wait_for(late, PROMPT)
 
 
 async def test_a_change_that_comes_before_it_is_awaited_is_not_missed() -> None:
@@ -176,7 +177,7 @@ async def test_a_change_that_comes_before_it_is_awaited_is_not_missed() -> None:
     table = Table()
     waiting = asyncio.create_task(table.changed())
     table.apply(full(route()))
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, PROMPT)
 
 
 # -- looking up ------------------------------------------------------------------------------------

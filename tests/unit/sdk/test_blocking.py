@@ -28,6 +28,7 @@ from micro_ray.errors import (
 from micro_ray.sdk import client as client_module
 from micro_ray.sdk.town import Town
 from micro_ray.settings import Bootstrap
+from tests.fixtures.wait import PROMPT
 from tests.unit.sdk.services import Everything, Item
 
 
@@ -198,8 +199,8 @@ def test_closed_under_calls(town: Town, every: Everything) -> None:
     begun = time.monotonic()
     client.close()
     for thread in threads:
-        thread.join(5)
-    assert time.monotonic() - begun < 5
+        thread.join(PROMPT)
+    assert time.monotonic() - begun < PROMPT
     assert len(outcomes) == 8
     assert all(isinstance(error, MicroError) for error in outcomes), outcomes
     waits(lambda: every.cancelled == 8)
@@ -245,6 +246,7 @@ async def test_from_async_code(client: Client) -> None:
 
 
 def test_no_server(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "FIRST_TABLE", 60.0)
     monkeypatch.setattr(client_module, "GONE", 0.1)
     nowhere = replace(town.bootstrap, routers=("unix:/nowhere/router-0.sock",))
     client = Client(nowhere)
@@ -252,7 +254,7 @@ def test_no_server(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         with pytest.raises(Unavailable, match="no micro server at unix:/nowhere/router-0"):
             client.call("every-thing")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < PROMPT
     client.close()
 
 
@@ -313,7 +315,7 @@ def test_the_end_of_the_interpreter(town: Town, every: Everything, end: str) -> 
     begun = time.monotonic()
     done = script(town.bootstrap, f"{BEGIN}print(client.call('every-thing')['message'])\n{end}\n")
     quiet(done, "Hello World\n")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < PROMPT
 
 
 def test_after_a_fork(town: Town, every: Everything) -> None:

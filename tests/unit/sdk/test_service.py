@@ -52,6 +52,14 @@ async def test_endpoints(here: Here) -> None:
     def blocking(number: int) -> int:
         return number + 1
 
+    @service.endpoint(idempotent=False)
+    async def once() -> int:
+        return 1
+
+    @service.endpoint(idempotent=True)
+    async def often() -> int:
+        return 2
+
     async def later() -> str:
         return "later"
 
@@ -60,12 +68,15 @@ async def test_endpoints(here: Here) -> None:
     found = await published(here, service)
     assert set(found) == {
         "FooBar.Call", "FooBar.SayHello", "Other.Method", "FooBar.Blocking", "FooBar.Later",
+        "FooBar.Once", "FooBar.Often",
     }  # fmt: skip
     assert found["FooBar.Call"].metadata == {"description": "Greet."}
     assert found["Other.Method"].metadata == {"k": "v"}
     assert found["FooBar.SayHello"].metadata == {
         "path": "/users/{id}, /people/{id}", "method": "GET,PUT",
     }  # fmt: skip
+    assert found["FooBar.Once"].metadata == {"idempotent": "false"}
+    assert found["FooBar.Often"].metadata == {"idempotent": "true"}
     client = here.client
     assert await client.call("foo-bar") == {"message": "Hello World"}
     assert await client.call("foo-bar", "say-hello", {"id": "7"}) == "7"

@@ -15,7 +15,7 @@ import pytest
 
 from micro_ray.sdk.testing import Here
 from micro_ray.settings import Bootstrap
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 
 MAIN = """
 import asyncio
@@ -116,7 +116,7 @@ async def test_kill_9_is_known_at_once(here: Here, tmp_path: Path) -> None:
     async with running(here.bootstrap, tmp_path) as process:
         await here.known("w")
         process.kill()
-        await eventually(lambda: not here.client.table.lookup("micro", "w"), within=1)
+        await eventually(lambda: not here.client.table.lookup("micro", "w"), within=PROMPT)
 
 
 async def test_a_hook_that_raises(here: Here, tmp_path: Path) -> None:

@@ -50,7 +50,20 @@ CALLER_BREAKS = {
     "MORE of nothing": (OPEN + raw.data(1, b"", raw.MORE), "MORE on the last frame or an empty"),
     "WINDOW of three bytes": (raw.frame(raw.WINDOW, 0, 1, b"123"), "WINDOW takes four bytes"),
     "WINDOW of five bytes": (raw.frame(raw.WINDOW, 0, 1, b"12345"), "WINDOW takes four bytes"),
-    "an ERROR": (raw.frame(raw.ERROR, raw.END, 1, b"{}"), "ERROR is for the client"),
+    "CANCEL of a stream to come": (
+        OPEN + raw.frame(raw.CANCEL, 0, 3),
+        "CANCEL on stream 3, which was never opened",
+    ),
+    "CANCEL of stream zero": (raw.frame(raw.CANCEL), "CANCEL on stream 0, which was never opened"),
+    "WINDOW for a stream to come": (
+        OPEN + raw.window(3, 1),
+        "WINDOW on stream 3, which was never opened",
+    ),
+    "WINDOW for an even stream": (
+        raw.request(3) + raw.window(2, 1),
+        "WINDOW on stream 2, which was never opened",
+    ),
+    "an ERROR": (OPEN + raw.frame(raw.ERROR, raw.END, 1, b"{}"), "a client ends a call by CANCEL"),
     "a GOAWAY": (raw.frame(raw.GOAWAY, 0, 1), "GOAWAY is for the client"),
 }
 
@@ -71,12 +84,13 @@ async def test_a_caller_that_breaks_the_protocol(line: Line, frames: bytes, why:
 
 
 PASSED_OVER = {
-    "WINDOW for nobody": raw.window(9, 5),
-    "CANCEL for nobody": raw.frame(raw.CANCEL, 0, 9),
-    "CANCEL of stream zero": raw.frame(raw.CANCEL, 0, 0),
     "an answer to no PING": raw.frame(raw.PING, raw.ACK, 0, b"?"),
     "a PING on a stream": raw.frame(raw.PING, raw.ACK, 7),
-    "flags of a later day": raw.frame(raw.WINDOW, 0xF0, 1, bytes(4)),
+    "flags of a later day": OPEN + raw.frame(raw.WINDOW, 0xF0, 1, bytes(4)),
+    "DATA, CANCEL and WINDOW of a call that has ended": OPEN
+    + raw.frame(raw.CANCEL, 0, 1) * 2
+    + raw.window(1, 9)
+    + raw.data(1, b"x"),
 }
 
 
@@ -84,9 +98,33 @@ PASSED_OVER = {
 async def test_what_is_passed_over(line: Line, frames: bytes) -> None:
     _, address = await line.server(collect)
     async with raw.caller(address) as caller:
-        caller.send(frames, raw.request(1, b"x"))
+        caller.send(frames, raw.request(3, b"x"))
         answer = await caller.get(raw.DATA)
-        assert (answer.stream, answer.payload) == (1, b"answer")
+        assert (answer.stream, answer.payload) == (3, b"answer")
+
+
+async def test_a_caller_that_says_why_it_closes(
+    line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its ERROR on stream 0 is logged and not answered; its calls are cancelled."""
+    caplog.set_level("INFO", "micro_ray.wire")
+    cancelled = asyncio.Event()
+
+    async def hang(incoming: Incoming) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    server, address = await line.server(hang)
+    async with raw.caller(address) as caller:
+        caller.send(raw.request(1))
+        await eventually(lambda: server.in_flight == 1)
+        caller.send(raw.frame(raw.ERROR, raw.END, 0, b'{"code":500,"detail":"you broke it"}'))
+        assert await caller.rest() == []
+        await asyncio.wait_for(cancelled.wait(), 5)
+    await eventually(lambda: not server.connections and server.in_flight == 0)
+    assert "closed by the caller: you broke it" in caplog.text
 
 
 async def test_a_message_over_the_limit_ends_its_call_only(line: Line) -> None:
@@ -114,6 +152,10 @@ SERVER_BREAKS = {
     "a HELLO": raw.hello(),
     "DATA on a stream to come": raw.data(5, b"x"),
     "DATA on an even stream": raw.data(2, b"x"),
+    "WINDOW for a stream to come": raw.window(5, 1),
+    "WINDOW for stream zero": raw.window(0, 1),
+    "an ERROR on a stream to come": raw.frame(raw.ERROR, raw.END, 5, b"{}"),
+    "an ERROR on an even stream": raw.frame(raw.ERROR, raw.END, 2, b"{}"),
     "BARE with bytes": raw.data(1, b"x", raw.BARE),
     "BARE and MORE": raw.data(1, b"", raw.BARE | raw.MORE),
     "BARE in a message": raw.data(1, b"x", raw.MORE) + raw.data(1, b"", raw.END | raw.BARE),
@@ -198,7 +240,7 @@ async def test_frames_for_calls_that_have_ended_are_passed_over(line: Line) -> N
         await peer.get(raw.REQUEST)
         late = raw.data(1, b"late", raw.END)
         peer.send(raw.data(1, b"one", raw.END), late, late, raw.window(1, 2**31))
-        peer.send(raw.frame(raw.ERROR, raw.END, 1, b"{}"), raw.window(77, 9))
+        peer.send(raw.frame(raw.ERROR, raw.END, 1, b"{}"), raw.window(1, 9))
         await peer.get(raw.REQUEST)
         peer.send(raw.data(3, b"two", raw.END))
         await peer.rest()

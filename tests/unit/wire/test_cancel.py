@@ -240,7 +240,7 @@ async def test_a_cancel_frame_cancels_once_and_answers_nothing(line: Line) -> No
     server, address = await line.server(handler)
     async with raw.caller(address) as caller:
         cancel = raw.frame(raw.CANCEL, 0, 1)
-        caller.send(raw.request(1), cancel, cancel, raw.frame(raw.CANCEL, 0, 77))
+        caller.send(raw.request(1), cancel, cancel)
         caller.send(raw.request(3, endpoint="Echo.Quick"))
         answer = await caller.get(raw.DATA)
         assert (answer.stream, answer.flags, answer.payload) == (3, raw.END, b"quick")

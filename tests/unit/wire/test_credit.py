@@ -186,10 +186,11 @@ async def test_credit_without_bounds_is_an_error(line: Line) -> None:
         assert "credit beyond 2147483647" in error.json["detail"]
 
 
-async def test_credit_for_what_is_not_there_is_nothing(line: Line) -> None:
+async def test_credit_for_what_has_ended_is_nothing(line: Line) -> None:
     _, address = await line.server(Reader())
     async with raw.caller(address) as caller:
-        caller.send(raw.window(1, 5), raw.window(0, 5), raw.window(2, 5), raw.window(1, 0))
+        caller.send(raw.request(1, b"", raw.BARE), raw.frame(raw.CANCEL, 0, 1))
+        caller.send(raw.window(1, 5), raw.window(1, 0))
         assert await quiet(caller, b"1") == []
 
 

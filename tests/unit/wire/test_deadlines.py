@@ -12,7 +12,7 @@ from micro_ray.errors import Cancelled, Timeout
 from micro_ray.network import Call, Silent, Stream
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.server import Incoming
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.wire import raw
 from tests.unit.wire.line import Line, call
 
@@ -67,7 +67,7 @@ async def test_a_caller_waits_no_longer_and_the_handler_ends(any_line: Line) -> 
     begun = time.monotonic()
     with pytest.raises(Silent, match=r"no answer from .* before the deadline"):
         await peer.call(slow(timeout=0.1), b"")
-    assert 0.095 < time.monotonic() - begun < 1.0
+    assert 0.095 < time.monotonic() - begun < PROMPT
     await eventually(lambda: handler.cancelled == 1)
     assert (peer.in_flight, server.in_flight) == (0, 0)
 
@@ -119,9 +119,11 @@ async def test_each_of_many_deadlines(line: Line) -> None:
         return time.monotonic() - begun - timeout
 
     # Later ones first: an earlier deadline moves the clock forward.
-    late = await asyncio.gather(*(one(0.3 - n * 0.001) for n in range(250)))
-    assert all(-0.005 < seconds < 0.5 for seconds in late)
-    await eventually(lambda: handler.cancelled == 250 and server.in_flight == 0)
+    late = await asyncio.gather(*(one(0.5 - n * 0.001) for n in range(250)))
+    assert all(-0.005 < seconds < PROMPT for seconds in late)
+    await eventually(lambda: server.in_flight == 0)
+    # On a busy machine some handlers have not begun by then; they never do.
+    assert handler.cancelled == handler.started
 
 
 async def test_a_handler_that_tidies_up_is_cancelled_once(line: Line) -> None:

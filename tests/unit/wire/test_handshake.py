@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 
 import pytest
@@ -52,27 +54,38 @@ async def test_who_says_nothing_is_told_and_left(any_line: Line) -> None:
         (error,) = await peer.rest()
         assert (error.kind, error.stream) == (raw.ERROR, 0)
         assert "no HELLO within 0.1 s" in error.json["detail"]
-    assert 0.09 < time.monotonic() - begun < 2
-    assert not server.connections
+    assert time.monotonic() - begun > 0.09
+    await eventually(lambda: not server.connections)
 
 
 async def test_who_dribbles_is_left_too(line: Line) -> None:
+    """Its bytes keep coming, its HELLO is not whole in time. A bare socket, since a stream that
+    fails to write forgets what it has not read yet."""
     server, address = await line.server(echo, QUICK)
-    async with raw.connected(address) as peer:
-        greeting, at = raw.hello(), 0
+    loop = asyncio.get_running_loop()
+    greeting, sent, said = raw.hello(), 0, b""
 
-        async def dribble() -> None:
-            nonlocal at
-            while True:
-                peer.send(greeting[at : at + 1])
-                at += 1
+    async def dribble(peer: socket.socket) -> None:
+        nonlocal sent
+        with contextlib.suppress(OSError):  # it has been left
+            for byte in greeting:
+                await loop.sock_sendall(peer, bytes([byte]))
+                sent += 1
                 await asyncio.sleep(0.02)
 
-        dribbling = asyncio.ensure_future(dribble())
-        assert [frame.kind for frame in await peer.rest()] == [raw.ERROR]
-        dribbling.cancel()
-    assert at < 30
-    assert not server.connections
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        await loop.sock_connect(peer, address.removeprefix("unix:"))
+        dribbling = asyncio.ensure_future(dribble(peer))
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(raw.PATIENCE):
+                while piece := await loop.sock_recv(peer, 2**16):
+                    said += piece
+        await dribbling
+    assert b"no HELLO within 0.1 s" in said
+    assert said[4] == raw.ERROR
+    assert sent < len(greeting)
+    await eventually(lambda: not server.connections)
 
 
 FIRST_WORDS = {
@@ -84,7 +97,7 @@ FIRST_WORDS = {
     "text": b"hello\n" * 50,
     "no HELLO": raw.request(1, b"x"),
     "a PING": raw.frame(raw.PING),
-    "an ERROR": raw.frame(raw.ERROR, raw.END, 0, b"{}"),
+    "an ERROR on a stream": raw.frame(raw.ERROR, raw.END, 1, b"{}"),
     "a HELLO of no JSON": raw.frame(raw.HELLO, 0, 0, b"hello"),
     "a large HELLO": raw.hello(x="y" * 5000),
     "an unknown kind": raw.frame(8),
@@ -106,6 +119,14 @@ async def test_who_speaks_something_else_is_told_and_left(line: Line, words: byt
     await eventually(lambda: not server.connections)
     peer2 = await line.peer(address)
     assert await peer2.call(call(), b"still here") == b"still here"
+
+
+async def test_who_says_why_it_goes_is_not_answered(line: Line) -> None:
+    server, address = await line.server(echo)
+    async with raw.connected(address) as peer:
+        peer.send(raw.frame(raw.ERROR, raw.END, 0, b'{"detail":"I speak version 2 only"}'))
+        assert await peer.rest() == []
+    await eventually(lambda: not server.connections)
 
 
 async def test_a_version_to_come_is_told_which_there_is(line: Line) -> None:
@@ -159,7 +180,7 @@ async def test_a_server_that_says_nothing(line: Line) -> None:
         begun = time.monotonic()
         with pytest.raises(Refused, match=r"cannot reach .*s: no answer within 0\.1 s"):
             await WireDialer().dial(address, timeout=0.1)
-        assert 0.09 < time.monotonic() - begun < 2
+        assert time.monotonic() - begun > 0.09
         with pytest.raises(Refused, match=r"given up \(no HELLO within 0\.1 s\)"):
             await WireDialer(limits=QUICK).dial(address, timeout=5)
 

@@ -26,13 +26,13 @@ async def wait(incoming: Incoming) -> None:
 
 async def test_a_silent_caller_is_asked_then_dropped(any_line: Line) -> None:
     server, address = await any_line.server(wait, BRISK)
+    begun = time.monotonic()
     async with raw.caller(address) as caller:
         caller.send(raw.request(1, b"wait"))
-        begun = time.monotonic()
         ping = await caller.next()
         assert (ping.kind, ping.flags, ping.stream) == (raw.PING, 0, 0)
         assert await caller.rest() == []  # closed without a word: it would not be heard
-        assert 0.25 < time.monotonic() - begun + 0.15 < 2
+        assert time.monotonic() - begun > 0.29
         await eventually(lambda: server.in_flight == 0 and not server.connections)
 
 

@@ -143,7 +143,7 @@ async def test_closing_a_peer_ends_its_calls(line: Line) -> None:
         with pytest.raises(Cancelled, match="closed here"):
             await gone
     await peer.close()  # again
-    await asyncio.wait_for(peer.wait_closed(), 1)
+    await asyncio.wait_for(peer.wait_closed(), 5)
     await eventually(lambda: server.in_flight == 0 and not server.connections)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from micro_ray.context import Context, current
 from micro_ray.errors import BadRequest, InternalError
 from micro_ray.wire.endpoints import Endpoints, endpoint_name, fold
+from tests.fixtures.wait import PROMPT
 from tests.unit.wire.kinds import KINDS, Model, Nested, Page, Plain, Struct, dumped
 from tests.unit.wire.served import Served
 
@@ -229,12 +229,12 @@ async def test_the_context(served: Served) -> None:
         "micro-namespace": "tenant", "micro-caller": "someone", "traceparent": "00-ab",
         "x-request-id": "r1", "own": "x",
     }  # fmt: skip
-    send = {"metadata": metadata, "timeout": 5.0}
+    send = {"metadata": metadata, "timeout": 40.0}
     assert await served.call({"name": "a"}, "Test.First", **send) == ["a", "someone", True]
     assert await served.call({"name": "a"}, "Test.Last", **send) == ["a", "r1", "x"]
     *said, left = await served.call({}, "test.alone", **send)
     assert said == ["tenant", "00-ab", "test", "test.alone"]
-    assert 4 < left <= 5.01
+    assert 40 - PROMPT < left <= 40.01
     assert await served.stream(1, 2, name="Test.Streamed", **send) == ["someone"] * 2
     bare = await served.call({}, "Test.Alone", timeout=None)
     assert bare == ["micro", "", "test", "Test.Alone", None]
@@ -244,17 +244,16 @@ async def test_the_context(served: Served) -> None:
 
 async def test_functions_that_are_not_async_run_in_threads(served: Served) -> None:
     """The loop goes on meanwhile, and they know their context."""
+    together = threading.Barrier(4)  # none passes it before all four have come
 
-    def call(wait: float, context: Context) -> list[Any]:
-        time.sleep(wait)
+    def call(context: Context) -> list[Any]:
+        together.wait(PROMPT)
         return [threading.current_thread() is threading.main_thread(), current().caller]
 
     served.add(call)
-    begun = time.monotonic()
     send = {"metadata": {"micro-caller": "someone"}}
-    answers = await asyncio.gather(*(served.call({"wait": 0.2}, **send) for _ in range(4)))
+    answers = await asyncio.gather(*(served.call({}, **send) for _ in range(4)))
     assert answers == [[False, "someone"]] * 4
-    assert time.monotonic() - begun < 0.7
 
 
 @pytest.mark.parametrize("raised", [StopIteration("x"), ValueError("x"), SystemExit(1)])
