@@ -133,12 +133,12 @@ def _check(settings: Settings) -> None:
             f"api.host {host!r} is not a loopback address: the doors listen on this machine only "
             "until there are accounts. Use 127.0.0.1.",
         )
-    for name, port in (
-        ("api.port", settings.api.port),
-        ("api.serve_port", settings.api.serve_port),
+    for name, port, least in (
+        ("api.port", settings.api.port, 1),
+        ("api.serve_port", settings.api.serve_port, 0),
     ):
-        if port > 65535:
-            raise BadRequest("settings", f"{name} {port} is not a port (0 to 65535)")
+        if not least <= port <= 65535:
+            raise BadRequest("settings", f"{name} {port} is not a port ({least} to 65535)")
         if port:
             _free(host, port, name)
     if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):

@@ -52,7 +52,7 @@ LOOPBACK = "127.0.0.1"
 
 #: What numbers may be, both ends included; others from 0 to :data:`LARGEST`.
 RANGES: Mapping[str, tuple[float, float]] = {
-    "api.port": (0, 65_535),
+    "api.port": (1, 65_535),
     "api.serve_port": (0, 65_535),
     "api.replicas": (1, 1_000),
     "api.max_body": (1, 2**40),

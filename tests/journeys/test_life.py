@@ -127,7 +127,8 @@ def test_a_port_in_use(state: Path) -> None:
     [
         ({"MICRO_API_HOST": "0.0.0.0"}, "listen on this machine only until there are accounts"),
         ({"MICRO_API_PORT": "eighty"}, "MICRO_API_PORT"),
-        ({"MICRO_API_PORT": "70000"}, "not a whole number from 0 to 65535"),
+        ({"MICRO_API_PORT": "70000"}, "not a whole number from 1 to 65535"),
+        ({"MICRO_API_PORT": "0"}, "not a whole number from 1 to 65535"),
         ({"MICRO_POOLS_REGISTRY": "2"}, "set pools.registry to 1"),
         ({"MICRO_CONFIG": "/nowhere/micro.toml"}, "/nowhere/micro.toml"),
         ({"MICRO_STATE": f"/tmp/{'x' * 100}"}, "too long for Unix sockets"),

@@ -163,7 +163,7 @@ def test_every_setting_comes_from_file_environment_and_command_line(
 # -- what cannot be --------------------------------------------------------------------------------
 
 NUMBERS = {
-    "api.port": ["-1", "65536", "80.5", "x", "0x50", "nan", "inf", "true", "9" * 5000, "1e3", " "],
+    "api.port": ["-1", "0", "65536", "80.5", "x", "0x50", "nan", "inf", "true", "9" * 5000, "1e3", " "],
     "api.timeout": ["-1", "0", "nan", "inf", "-inf", "1e400", "x", "1,5", "infinity"],
     "api.replicas": ["0", "1001"],
     "registry.ttl": ["0", "0.9", "3601", "nan"],
@@ -196,7 +196,15 @@ def test_numbers_out_of_bounds_name_the_variable(name: str, text: str) -> None:
     "value", [True, False, 1.5, None, "8080x", [], {}, b"80", float("nan"), float("inf"), 2**70]
 )
 def test_overrides_of_the_wrong_kind(value: Any) -> None:
-    refused("api.port", "a whole number from 0 to 65535", api__port=value)
+    refused("api.port", "a whole number from 1 to 65535", api__port=value)
+
+
+def test_a_door_on_any_port_would_be_found_by_nobody(elsewhere: Path) -> None:
+    refused("MICRO_API_PORT: '0'", "from 1 to 65535", environ={"MICRO_API_PORT": "0"})
+    write(Path("micro.toml"), "[api]\nport = 0")
+    refused("micro.toml: api.port", "from 1 to 65535", environ={})
+    write(Path("micro.toml"), "[api]\nserve_port = 0")
+    assert load({}).api.serve_port == 0  # none
 
 
 @pytest.mark.parametrize("value", [True, "x", None, [], float("nan"), 10**400])
