@@ -305,7 +305,7 @@ class Settings:
 class Bootstrap:
     """What a process needs to join: where registries and routers listen, who and where it is (the
     name of its machine and the IP address on which it listens there), how long it is known without
-    a sign of life, and how it calls."""
+    a sign of life, how it calls, and the limits of its frames."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -317,6 +317,7 @@ class Bootstrap:
     version: str = ""
     ttl: float = 30.0
     network: Network = Network()
+    wire: Wire = Wire()
 
 
 def load(
@@ -449,6 +450,7 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         version=environ.get("MICRO_SERVICE_VERSION", ""),
         ttl=settings.registry.ttl,
         network=settings.network,
+        wire=settings.wire,
     )
 
 
@@ -579,4 +581,16 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_ADDRESS": boot.address,
         "MICRO_RUN": str(boot.run),
         "MICRO_STATE": str(settings.state),
+        **_variables("network", boot.network),
+        **_variables("wire", boot.wire),
     }
+
+
+def _variables(section: str, values: Any) -> dict[str, str]:
+    """The variables of a whole section."""
+    found = {}
+    for item in fields(values):
+        value = getattr(values, item.name)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        found[f"MICRO_{section}_{item.name}".upper()] = text
+    return found

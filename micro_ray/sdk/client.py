@@ -18,6 +18,7 @@ from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.client import WireDialer
+from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
 
 __all__ = ["AsyncClient"]
@@ -51,7 +52,7 @@ class AsyncClient:
             raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
         self._boot = boot
-        dialer = WireDialer()
+        dialer = WireDialer(limits=limits_of(boot.wire))
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )

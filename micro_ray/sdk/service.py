@@ -24,6 +24,7 @@ from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
+from micro_ray.wire.protocol import limits_of
 
 if TYPE_CHECKING:
     from micro_ray.sdk.config import ServiceConfig
@@ -254,6 +255,7 @@ class Service:
                 address=boot.address,
                 ttl=boot.ttl,
                 service_metadata=self.metadata,
+                limits=limits_of(boot.wire),
             )
         )
         try:

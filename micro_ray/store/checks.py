@@ -196,8 +196,8 @@ def beyond(revision: int, newest: int) -> Conflict:
     """For a watch from a revision that was never given here."""
     return Conflict(
         "store",
-        f"revision {revision} is beyond the newest, {newest}: it is of another store, or of one that "
-        "has lost writes since; read all and watch from now",
+        f"revision {revision} is beyond the newest, {newest}: it is of another store, or of one "
+        "that has lost writes since; read all and watch from now",
     )
 
 
