@@ -477,7 +477,8 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     settings = load({"MICRO_STATE": str(elsewhere / "s"), "MICRO_RUN": "/r", "MICRO_HOST": "box",
                      "MICRO_NAMESPACE": "tenant", "MICRO_REGISTRY_TTL": "7.5",
                      "MICRO_ADDRESS": "10.0.0.1", "MICRO_NETWORK_TIMEOUT": "12.5",
-                     "MICRO_WIRE_MAX_MESSAGE": "33554432", "MICRO_WIRE_KEEPALIVE": "2.5"})  # fmt: skip
+                     "MICRO_WIRE_MAX_MESSAGE": "33554432",
+                     "MICRO_WIRE_KEEPALIVE": "2.5"})  # fmt: skip
     boot = bootstrap(settings, {})
     environ = service_environ(boot, settings)
     assert not [name for name in environ if name.startswith("RAY")]
