@@ -253,7 +253,9 @@ class Pools:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``driver``: "ray" (actors) or "process", for workloads that do not say. ``max_source`` and
-    ``log_bytes`` are bytes of a source archive and of one replica's log."""
+    ``log_bytes`` are bytes of a source archive and of one replica's log. ``drain_timeout`` is how
+    many seconds a replica has to finish when it is stopped (0: it is killed at once); a door has
+    three less (3 or below: it answers what is under way with 502 at once)."""
 
     driver: str = "ray"
     max_source: int = 64 * 2**20

@@ -76,6 +76,26 @@ async def test_the_end_of_the_server_is_the_end_of_all(state: Path) -> None:
         await eventually(lambda: not any(lives(p.pid) for p in processes), within=60)
 
 
+@pytest.mark.parametrize("timeout", ["0", "2"])
+async def test_next_to_no_time_to_finish(state: Path, timeout: str) -> None:
+    """All is done as ever; only what is under way when somebody must go is cut off."""
+    with stack.server(state, MICRO_RUNTIME_DRAIN_TIMEOUT=timeout) as up:
+        micro(up, "run", "examples/helloworld")
+        micro(up, "run", "--name", "ticker", "--command", "sleep 1000")
+        before = replicas(up, "helloworld") + replicas(up, "ticker")
+        for name in ("helloworld", "ticker"):
+            micro(up, "update", name, "--env", "A=1")
+        assert get(up, "/helloworld?name=Again") == (200, {"message": "Hello Again"})
+        after = replicas(up, "helloworld") + replicas(up, "ticker")
+        assert len(after) == 2
+        assert not set(before) & set(after)
+        micro(up, "kill", "ticker")
+        assert not lives(after[1])
+        processes = everything(up)
+    await eventually(lambda: not any(lives(p.pid) for p in processes), within=20)
+    assert not list((state / "run").glob("*.sock"))
+
+
 def start(state: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """``micro server`` that is to fail at once."""
     return subprocess.run(
