@@ -25,17 +25,21 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from micro_ray.actors.backends import broker
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
+from micro_ray.runtime.waiting import to_its_end
 from micro_ray.settings import RAY_NAMESPACE, Settings, here
 
 __all__ = ["Platform", "platform", "serve"]
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 #: Marks the environment of every process that a platform of our own Ray consists of.
 LIFE = "MICRO_LIFE"
@@ -43,6 +47,10 @@ LIFE = "MICRO_LIFE"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 #: Longest folder for Ray's own sockets: Ray adds up to 62 characters, Linux allows 107.
 MAX_RAY_TEMP = 45
+#: Seconds between taking the signals while Ray starts.
+TAKEN = 0.02
+#: Seconds that doors whose start was given up have to notice it.
+GIVEN_UP = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,33 +62,49 @@ class Platform:
     api_url: str
 
 
-async def serve(settings: Settings, report: Report) -> None:
+async def serve(settings: Settings, report: Report) -> bool:
     """Run the platform until SIGINT or SIGTERM; one line to ``report`` per part as it comes up.
+    Whether it was up: a signal that comes earlier ends what was started till then, in order.
 
     Raises Conflict when another server runs on the same state or a port is taken, BadRequest for
     settings that cannot work.
     """
-    ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    async with contextlib.AsyncExitStack() as stack:
+        starting = asyncio.create_task(stack.enter_async_context(platform(settings, report)))
+        asked = asyncio.create_task(_asked(starting))
+        try:
+            await asyncio.wait([asked, starting], return_when=asyncio.FIRST_COMPLETED)
+            was_up = starting.done()
+            if was_up:
+                url = starting.result().api_url
+                report(f"ready     {url}  (this machine only: there are no accounts yet)")
+                await asked
+        finally:
+            asked.cancel()
+        report("stopping")
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+    report("stopped")
+    return was_up
 
-    def arm() -> None:
-        # Again after Ray has started: its core takes the signals over when it is loaded.
+
+async def _asked(starting: asyncio.Task[Any]) -> None:
+    """Wait for SIGINT or SIGTERM. While Ray starts they are taken again and again: its core takes
+    them over when it is loaded, and would end this process with a stack of its own."""
+    loop, ending = asyncio.get_running_loop(), asyncio.Event()
+    while not ending.is_set():
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ending.set)
-
-    arm()
-    async with platform(settings, report, started=arm) as up:
-        report(f"ready     {up.api_url}  (this machine only: there are no accounts yet)")
-        await ending.wait()
-        report("stopping")
-    report("stopped")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if starting.done() else TAKEN):
+                await ending.wait()
+    signal.alarm(0)  # Ray's core, where it came first, has set one to abort this process
 
 
 @asynccontextmanager
-async def platform(
-    settings: Settings, report: Report, *, started: Callable[[], None] = lambda: None
-) -> AsyncIterator[Platform]:
-    """The whole platform inside ``async with``; ``started`` is called once Ray is up."""
+async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform]:
+    """The whole platform inside ``async with``."""
     begun = time.monotonic()
 
     def timed(line: str) -> None:
@@ -89,16 +113,14 @@ async def platform(
     async with contextlib.AsyncExitStack() as ladder:
         ladder.enter_context(_lock(settings))
         if settings.ray.address == "local":
-            await asyncio.to_thread(_end_leftovers, settings)
-            # Of an earlier life of everything: no node of it lives.
-            for left in (*settings.state.glob("router-*.table"), *settings.run.glob("*.sock")):
-                left.unlink()
+            await _thread(_end_leftovers, settings)
+            ladder.push_async_callback(_thread, _end_leftovers, settings)
         _check(settings)
         settings = replace(settings, anchor=os.getpid())
         address = await ladder.enter_async_context(_ray(settings))
-        started()
         timed(f"ray       up  {address}")
         # Imported late: Ray and Serve read the environment that _ray() has just set.
+        await _thread(import_module, "micro_ray.serve.api")
         from micro_ray.actors.launch import Supervisor
 
         machines = [] if settings.ray.address == "local" else await asyncio.to_thread(_machines)
@@ -133,12 +155,12 @@ def _check(settings: Settings) -> None:
             f"api.host {host!r} is not a loopback address: the doors listen on this machine only "
             "until there are accounts. Use 127.0.0.1.",
         )
-    for name, port in (
-        ("api.port", settings.api.port),
-        ("api.serve_port", settings.api.serve_port),
+    for name, port, least in (
+        ("api.port", settings.api.port, 1),
+        ("api.serve_port", settings.api.serve_port, 0),
     ):
-        if port > 65535:
-            raise BadRequest("settings", f"{name} {port} is not a port (0 to 65535)")
+        if not least <= port <= 65535:
+            raise BadRequest("settings", f"{name} {port} is not a port ({least} to 65535)")
         if port:
             _free(host, port, name)
     if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):
@@ -204,15 +226,16 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
     """A Ray of our own (``local``), or the one that is named; its address."""
     token = settings.state / "ray_token"
     joining = _environment(settings, token)
+    await _thread(import_module, "ray")  # takes a second, in which signals come
     import ray
 
     _as_loud_as_we_are("ray")
     if settings.ray.address == "local":
         folder = _ray_folder(settings)
-        info = await asyncio.to_thread(
+        init = partial(
             ray.init,
             address="local",
-            namespace="micro",
+            namespace=RAY_NAMESPACE,
             num_cpus=settings.ray.num_cpus or max(4, os.cpu_count() or 1),
             object_store_memory=settings.ray.object_store_memory,
             include_dashboard=False,
@@ -222,17 +245,20 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
             _node_ip_address="127.0.0.1",
         )
     else:
-        info = await asyncio.to_thread(
+        init = partial(
             ray.init,
             address=settings.ray.address,
-            namespace="micro",
+            namespace=RAY_NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
         )
-    address = str(info.address_info["gcs_address"])
     path = settings.state / "ray.json"
-    path.write_text(json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": RAY_NAMESPACE, **joining}))
     try:
+        info = await _thread(init)
+        address = str(info.address_info["gcs_address"])
+        path.write_text(
+            json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": RAY_NAMESPACE, **joining})
+        )
         yield address
     finally:
         path.unlink(missing_ok=True)
@@ -282,6 +308,9 @@ def _end_leftovers(settings: Settings) -> None:
     """End what an earlier life on this state has left (its server was killed, and Ray's workers
     take some seconds to notice). They are known by a variable in their environment, so nothing
     that this platform did not start is touched; we hold the lock, so none of them is of use."""
+    # No node of it lives.
+    for left in (*settings.state.glob("router-*.table"), *settings.run.glob("*.sock")):
+        left.unlink(missing_ok=True)
     mark = f"{LIFE}={settings.state}".encode()
     for _ in range(50):
         found = False
@@ -320,23 +349,51 @@ async def _doors(settings: Settings, report: Report, joined: bool) -> AsyncItera
 
     _as_loud_as_we_are("ray.serve")
 
-    def up() -> None:
-        options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
-        location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
-        ray_serve.start(proxy_location=location, http_options=options)
-        door = application(settings, address=settings.address if joined else "")
-        ray_serve.run(door, name=NAME, route_prefix="/")
-
+    options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
+    location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
+    door = application(settings, address=settings.address if joined else "")
+    run = partial(ray_serve.run, door, name=NAME, route_prefix="/")
+    running: asyncio.Future[Any] | None = None
+    up = False
     url = f"http://{settings.api.host}:{settings.api.port}"
     try:
-        await asyncio.to_thread(up)
+        await _thread(partial(ray_serve.start, proxy_location=location, http_options=options))
+        running = asyncio.ensure_future(asyncio.to_thread(run))
+        try:
+            await asyncio.shield(running)
+        except RuntimeError as error:
+            raise Unavailable(
+                "server",
+                f"the doors do not come up ({error}): perhaps another program has taken port "
+                f"{settings.api.port} meanwhile",
+            ) from error
         await _answers(settings.api.host, settings.api.port, settings.runtime.start_timeout)
         report(f"api       up  {url}  {settings.api.replicas} replicas")
         if settings.api.serve_port:
             report(f"serve     up  http://{settings.api.host}:{settings.api.serve_port}")
+        up = True
         yield url
     finally:
-        await asyncio.to_thread(ray_serve.shutdown)
+        if up or joined:  # else no door has been called, and they end with Ray
+            await asyncio.to_thread(ray_serve.shutdown)
+        if running is not None and not running.done():
+            running.add_done_callback(asyncio.Future.exception)  # it was given up
+        if joined and running is not None and not running.done():
+            # It may have made Serve anew.
+            await asyncio.wait([running], timeout=GIVEN_UP)
+            await asyncio.to_thread(ray_serve.shutdown)
+
+
+async def _thread(do: Callable[..., T], *args: Any) -> T:
+    """Run in a thread. Who is cancelled meanwhile waits for its end: what it opens must be known
+    before it can be closed."""
+    running = asyncio.ensure_future(asyncio.to_thread(do, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await to_its_end(running)
+        running.exception()
+        raise
 
 
 def _as_loud_as_we_are(name: str) -> None:

@@ -55,7 +55,7 @@ LOOPBACK = "127.0.0.1"
 
 #: What numbers may be, both ends included; others from 0 to :data:`LARGEST`.
 RANGES: Mapping[str, tuple[float, float]] = {
-    "api.port": (0, 65_535),
+    "api.port": (1, 65_535),
     "api.serve_port": (0, 65_535),
     "api.replicas": (1, 1_000),
     "api.max_body": (1, 2**40),
@@ -256,7 +256,9 @@ class Pools:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``driver``: "ray" (actors) or "process", for workloads that do not say. ``max_source`` and
-    ``log_bytes`` are bytes of a source archive and of one replica's log."""
+    ``log_bytes`` are bytes of a source archive and of one replica's log. ``drain_timeout`` is how
+    many seconds a replica has to finish when it is stopped (0: it is killed at once); a door has
+    three less (3 or below: it answers what is under way with 502 at once)."""
 
     driver: str = "ray"
     max_source: int = 64 * 2**20
@@ -308,7 +310,7 @@ class Settings:
 class Bootstrap:
     """What a process needs to join: where registries and routers listen, who and where it is (the
     name of its machine and the IP address on which it listens there), how long it is known without
-    a sign of life, and how it calls."""
+    a sign of life, how it calls, and the limits of its frames."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -320,6 +322,7 @@ class Bootstrap:
     version: str = ""
     ttl: float = 30.0
     network: Network = Network()
+    wire: Wire = Wire()
 
 
 def load(
@@ -452,6 +455,7 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         version=environ.get("MICRO_SERVICE_VERSION", ""),
         ttl=settings.registry.ttl,
         network=settings.network,
+        wire=settings.wire,
     )
 
 
@@ -582,4 +586,16 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_ADDRESS": boot.address,
         "MICRO_RUN": str(boot.run),
         "MICRO_STATE": str(settings.state),
+        **_variables("network", boot.network),
+        **_variables("wire", boot.wire),
     }
+
+
+def _variables(section: str, values: Any) -> dict[str, str]:
+    """The variables of a whole section."""
+    found = {}
+    for item in fields(values):
+        value = getattr(values, item.name)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        found[f"MICRO_{section}_{item.name}".upper()] = text
+    return found

@@ -29,6 +29,7 @@ from micro_ray.actors.router import RouterActor
 from micro_ray.actors.runtime import RuntimeActor
 from micro_ray.actors.store import StoreActor
 from micro_ray.errors import Unavailable
+from micro_ray.runtime.ray import PREFIX
 from micro_ray.settings import RAY_NAMESPACE, Settings
 
 __all__ = ["MEMBERS", "Supervisor", "actor_name"]
@@ -52,6 +53,10 @@ MEMBERS: Mapping[str, type[Member]] = {
 
 #: Seconds between attempts to make a member whose constructor fails: first, and at most.
 BACKOFF = (0.2, 5.0)
+#: Seconds that a member has to stop, at least; the runtime needs them for its replicas.
+STOP = 10.0
+#: Seconds that a member which is being created is waited for, to be ended.
+OBTAINED = 10.0
 
 
 def actor_name(service: str, index: int) -> str:
@@ -61,8 +66,8 @@ def actor_name(service: str, index: int) -> str:
 
 
 class Supervisor:
-    """An ``async with`` over all pools: entered, every member has been created; left, all are
-    stopped (or left running with ``detach``).
+    """An ``async with`` over all pools: entered, every member is being created; left, all are
+    stopped, also those that have not come up, and what they had started on Ray.
 
     ``machines`` are those of a Ray of several, the server's first. ``report`` gets one line per
     pool as it comes up. Blocking Ray calls run in threads.
@@ -80,7 +85,7 @@ class Supervisor:
         self._report = report
         self._tasks: list[asyncio.Task[None]] = []
         self._up: dict[tuple[str, int], asyncio.Event] = {}
-        self._waiting: dict[tuple[str, int], Any] = {}
+        self._obtained: dict[tuple[str, int], asyncio.Future[Any]] = {}
 
     def pools(self) -> dict[str, int]:
         """Service -> how many members."""
@@ -118,11 +123,13 @@ class Supervisor:
         pause = BACKOFF[0]
         while True:
             try:
-                actor = await asyncio.to_thread(self._obtain, service, index)
+                # The thread goes on when this is cancelled: what it gives is to be ended too.
+                obtained = asyncio.ensure_future(asyncio.to_thread(self._obtain, service, index))
+                self._obtained[service, index] = obtained
+                actor = await asyncio.shield(obtained)
                 await actor.ping.remote()
                 self._up[service, index].set()
                 pause = BACKOFF[0]
-                self._waiting[service, index] = actor
                 await actor.wait.remote()
                 # Somebody has stopped it by its handle. At the end of the platform this task has
                 # been cancelled before, so the pool is to be whole again.
@@ -167,17 +174,37 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # The reverse of the order of starting: callers before those they call.
-        for service in reversed(list(MEMBERS)):
-            actors = [a for (name, _), a in self._waiting.items() if name == service]
-            await asyncio.gather(*(self._end(actor) for actor in actors))
+        # The reverse of the order of starting: callers before those they call. When they did not
+        # all come up nobody has called yet.
+        groups = [[service] for service in reversed(list(MEMBERS))]
+        if not all(event.is_set() for event in self._up.values()):
+            groups = [list(MEMBERS)]
+        for group in groups:
+            keys = [key for key in self._obtained if key[0] in group]
+            await asyncio.gather(*(self._end(key) for key in keys))
+        await asyncio.to_thread(_end_replicas)
 
-    async def _end(self, actor: Any) -> None:
-        with contextlib.suppress(RayError, TimeoutError):
-            async with asyncio.timeout(self._settings.runtime.drain_timeout):
-                await actor.stop.remote()
+    async def _end(self, key: tuple[str, int]) -> None:
+        obtained = self._obtained[key]
+        await asyncio.wait([obtained], timeout=OBTAINED)
+        if not obtained.done() or obtained.exception() is not None:
+            return
+        actor = obtained.result()
+        if self._up[key].is_set():
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(max(STOP, self._settings.runtime.drain_timeout)):
+                    await actor.stop.remote()
         with contextlib.suppress(RayError):
             await asyncio.to_thread(ray.kill, actor, no_restart=True)
+
+
+def _end_replicas() -> None:
+    """End the replicas that a runtime has left which could not stop in order. Blocks."""
+    with contextlib.suppress(RayError):
+        for row in ray.util.list_named_actors(all_namespaces=True):
+            if row["namespace"] == RAY_NAMESPACE and row["name"].startswith(PREFIX):
+                with contextlib.suppress(RayError, ValueError):
+                    ray.kill(ray.get_actor(row["name"], namespace=RAY_NAMESPACE), no_restart=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -31,6 +30,7 @@ from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from micro_ray.wire.protocol import Limits
+from micro_ray.wire.protocol import limits_of as frames
 from micro_ray.wire.router import Follower
 
 __all__ = ["Member", "limits_of"]
@@ -42,7 +42,7 @@ DRAIN = 1.0
 
 def limits_of(settings: Settings) -> Limits:
     """The limits of frames that the settings ask for."""
-    return Limits(**asdict(settings.wire))
+    return frames(settings.wire)
 
 
 class Member:

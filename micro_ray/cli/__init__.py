@@ -8,7 +8,7 @@ where values come as a stream), and an error is ``{"id", "code", "detail", "stat
 Exit codes: 0 good (also when the reader of our output has gone); 1 failed, refused, timed out or
 not found, also an unknown command; 2 wrong usage or not allowed; 3 malformed endpoint; 4 service
 not found, or nobody there to ask; 5 endpoint not found; 127 another error of a service; 128
-anything else; 130 interrupted.
+anything else; 130 interrupted, as `micro server` is by SIGINT and SIGTERM before it is up.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """The console script."""
-    from micro_ray.cli.app import run
+    try:
+        from micro_ray.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before there was anything to interrupt
+        code = 130
+    sys.exit(code)

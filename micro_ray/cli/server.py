@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from micro_ray.cli.group import Interrupted
+
 __all__ = ["server"]
 
 
@@ -32,4 +34,5 @@ def server(port: int | None, state: str | None, ray_address: str | None, verbose
     )
     from micro_ray.cluster import serve
 
-    asyncio.run(serve(settings, click.echo))
+    if not asyncio.run(serve(settings, click.echo)):
+        raise Interrupted

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from micro_ray.router import Delta
+from micro_ray.sqlite import fsync_folder
 
 __all__ = ["Keeper"]
 
@@ -22,8 +23,8 @@ DEBOUNCE = 0.2
 
 
 class Keeper:
-    """Writes the table when it has changed, at most every ``DEBOUNCE`` seconds, by rename: a reader
-    finds the one before or this one, whole."""
+    """Writes the table when it has changed, at most every ``DEBOUNCE`` seconds, by rename once it
+    is on disk: a reader finds the one before or this one, whole, also after a power failure."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,8 +56,13 @@ class Keeper:
     def _write(self, full: Delta) -> None:
         temporary = self._path.with_suffix(".new")
         try:
-            temporary.write_bytes(msgspec.msgpack.encode(full))
+            with temporary.open("wb") as file:
+                file.write(msgspec.msgpack.encode(full))
+                file.flush()
+                # Else the name may be on disk before what it names.
+                os.fsync(file.fileno())
             os.replace(temporary, self._path)
+            fsync_folder(self._path.parent)
         except OSError as error:
             log.warning("the route table cannot be kept in %s: %s", self._path, error)
 

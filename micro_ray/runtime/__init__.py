@@ -122,7 +122,8 @@ class Progress:
 
 class Runtime(abc.ABC):
     """The interface. All verbs raise BadRequest for bad names and values, naming the field;
-    TooLarge over a limit, naming it; Unavailable while the desired state cannot be read."""
+    TooLarge over a limit, naming it; Unavailable while the desired state cannot be read, or when a
+    change was not made; BadGateway when it is not known yet whether it was."""
 
     @abc.abstractmethod
     async def create(self, workload: Workload) -> Status:

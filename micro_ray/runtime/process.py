@@ -21,6 +21,7 @@ from micro_ray.runtime.folders import log_folder, source_folder, work_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.machine import Amount, Machine, here
 from micro_ray.runtime.shim import start_time
+from micro_ray.runtime.waiting import to_its_end
 from micro_ray.settings import socket_path
 
 __all__ = ["ProcessDriver"]
@@ -76,11 +77,11 @@ class ProcessDriver(Driver):
             try:
                 await asyncio.shield(spawning)
             except asyncio.CancelledError:
-                await asyncio.wait([spawning])
+                await to_its_end(spawning)
                 raise
             return await self._up(replica, workload)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self.stop(replica, 0)))
+            await to_its_end(asyncio.ensure_future(self.stop(replica, 0)))
             raise
 
     def _job(self, replica: Replica, workload: Workload, given: Amount) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from micro_ray.runtime import Replica as ReplicaState
 from micro_ray.runtime.folders import log_folder, source_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.logfile import Capture, LogFile
+from micro_ray.runtime.waiting import to_its_end
 from micro_ray.settings import RAY_NAMESPACE, Bootstrap, here, socket_path
 from micro_ray.tracebacks import own_traceback
 
@@ -156,9 +157,7 @@ class RayDriver(Driver):
         try:
             actor = await asyncio.shield(creating)
         except asyncio.CancelledError:
-            await asyncio.wait([creating])  # it must be known before it can be ended
-            if creating.exception() is None:
-                await self._kill(replica, creating.result())
+            await to_its_end(asyncio.ensure_future(self._discard(replica, creating)))
             raise
         self._actors[replica.id] = actor
         boot = replace(self._boot, namespace=workload.namespace, version=workload.version)
@@ -225,6 +224,11 @@ class RayDriver(Driver):
         finally:
             ray.cancel(batches)
             file.close()
+
+    async def _discard(self, replica: ReplicaState, creating: asyncio.Future[Any]) -> None:
+        await asyncio.wait([creating])  # it must be known before it can be ended
+        if creating.exception() is None:
+            await self._kill(replica, creating.result())
 
     def _create(self, replica: ReplicaState, workload: Workload) -> Any:
         options: dict[str, Any] = {"num_cpus": workload.cpu}

@@ -32,6 +32,7 @@ from micro_ray.runtime.checks import changed, check, check_place
 from micro_ray.runtime.desired import Desired, Records
 from micro_ray.runtime.folders import log_folder, work_folder
 from micro_ray.runtime.keeper import Gate, Keeper, Patience
+from micro_ray.runtime.turns import Turns
 from micro_ray.settings import Runtime as RuntimeSettings
 from micro_ray.store import Store
 
@@ -93,7 +94,7 @@ class Reconciler(Runtime):
         )
         self._kept: dict[Key, _Kept] = {}
         self._slots = asyncio.Semaphore(max(2, os.cpu_count() or 2))
-        self._writing = asyncio.Lock()
+        self._turns = Turns()
         self._loaded = asyncio.Event()
         self._halted = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,6 +117,7 @@ class Reconciler(Runtime):
         await asyncio.gather(*(kept.keeper.halt(grace) for kept in self._kept.values()))
 
     async def _let_go(self) -> None:
+        await self._turns.close()
         tasks = [*self._tasks, *(task for kept in self._kept.values() for task in kept.tasks)]
         for task in tasks:
             task.cancel()
@@ -130,23 +132,26 @@ class Reconciler(Runtime):
         await self._ready()
         key = (workload.namespace, workload.name)
         while True:
-            async with self._writing:
+            async with self._turns.turn() as turn:
                 there = self._kept.get(key)
                 if there is None:
                     await self._has_source(workload)
-                    desired = Desired(workload=workload)
-                    await self._records.write(desired)
-                    return self._keep(desired).status()
+                    begun = self._begin(Desired(workload=workload))
+                    return await turn.see_through(begun, workload.name)
                 if not there.keeper.ending:
                     raise Conflict(
                         "runtime", f"{workload.name} runs already; use `micro update` to change it"
                     )
             await there.gone.wait()  # it was deleted just now
 
+    async def _begin(self, desired: Desired) -> Status:
+        await self._records.write(desired)
+        return self._keep(desired).status()
+
     async def update(self, name: str, namespace: str, changes: Mapping[str, Any]) -> Status:
         check_place(name, namespace)
         await self._ready()
-        async with self._writing:
+        async with self._turns.turn() as turn:
             kept = self._find(name, namespace)
             keeper, old = kept.keeper, kept.keeper.workload
             if keeper.ending:
@@ -166,21 +171,28 @@ class Reconciler(Runtime):
                 desired = Desired(workload=new, previous=keeper.fallback())
             else:
                 desired = msgspec.structs.replace(keeper.desired, workload=new)
-            await self._records.write(desired)
-            kept.written = desired
-            keeper.want(desired)
-            return keeper.status()
+            return await turn.see_through(self._want(kept, desired), name)
+
+    async def _want(self, kept: _Kept, desired: Desired) -> Status:
+        await self._records.write(desired)
+        kept.written = desired
+        kept.keeper.want(desired)
+        return kept.keeper.status()
 
     async def delete(self, name: str, namespace: str = "micro") -> None:
         check_place(name, namespace)
         await self._ready()
-        async with self._writing:
+        async with self._turns.turn() as turn:
             kept = self._find(name, namespace)
             if not kept.keeper.ending:
-                await self._records.delete(namespace, name)
-                kept.keeper.end()
-        # Not under the lock: what it serves may take its time.
+                await turn.see_through(self._end(kept), name)
+        # Not in the turn: what it serves may take its time.
         await kept.gone.wait()
+
+    async def _end(self, kept: _Kept) -> None:
+        workload = kept.keeper.workload
+        await self._records.delete(workload.namespace, workload.name)
+        kept.keeper.end()
 
     async def read(self, name: str = "", namespace: str = "micro") -> list[Status]:
         check_place(name or "all", namespace)
@@ -315,7 +327,7 @@ class Reconciler(Runtime):
             await changed.wait()
 
     async def _record(self, kept: _Kept) -> None:
-        async with self._writing:
+        async with self._turns.lock:
             desired = kept.keeper.desired
             if kept.keeper.ending or desired is kept.written:
                 return
@@ -379,7 +391,7 @@ class Reconciler(Runtime):
     async def tidy(self) -> None:
         """Remove sources that no workload has named for an hour, and logs of workloads that were
         deleted a week ago."""
-        async with self._writing:
+        async with self._turns.lock:
             named = {
                 (workload.namespace, workload.digest)
                 for kept in self._kept.values()

@@ -8,8 +8,6 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from micro_ray.context import CURRENT, new_request_id
 from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, Unavailable
 from micro_ray.network import Stream
@@ -18,7 +16,9 @@ from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.client import WireDialer
+from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
+from micro_ray.wire.schema import Reader, write
 
 __all__ = ["AsyncClient"]
 
@@ -26,8 +26,6 @@ __all__ = ["AsyncClient"]
 FIRST_TABLE = 5.0
 #: The same where the sockets of routers are there and nobody listens.
 GONE = 0.5
-
-_encode = msgspec.json.Encoder().encode
 
 
 class AsyncClient:
@@ -45,13 +43,14 @@ class AsyncClient:
         self.table = Table()
         self._follower: Follower | None = None
         self._network: Network | None = None
+        self._reader = Reader()
 
     async def __aenter__(self) -> AsyncClient:
         if self._follower is not None:
             raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
         self._boot = boot
-        dialer = WireDialer()
+        dialer = WireDialer(limits=limits_of(boot.wire))
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )
@@ -106,7 +105,7 @@ class AsyncClient:
         )
         if into is bytes or (raw and into is None):
             return answer
-        return _decode(answer, into, service)
+        return self._decode(answer, into, service)
 
     async def open(
         self,
@@ -142,7 +141,7 @@ class AsyncClient:
             sender = asyncio.create_task(_send_all(stream, value))
             try:
                 while (message := await stream.receive()) is not None:
-                    yield _decode(message, into, service)
+                    yield self._decode(message, into, service)
             except MicroError:
                 if sender.done() and (error := sender.exception()) is not None:
                     raise error from None  # why the call was given up here
@@ -200,6 +199,14 @@ class AsyncClient:
                 "start one with `micro server`",
             ) from None
 
+    def _decode(self, body: bytes, into: Any, service: str) -> Any:
+        try:
+            return self._reader.read(body, Any if into is None else into)
+        except (ValueError, RecursionError) as error:
+            raise BadGateway(service, f"an answer that cannot be read: {error}") from None
+        except (TypeError, NotImplementedError) as error:
+            raise BadRequest("client", f"into cannot be {into!r}: {error}") from None
+
     def _along(self, timeout: float | None, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         """What goes with a call: from the call being served here, if there is one."""
         assert self._boot is not None
@@ -254,21 +261,9 @@ def _full(service: str, endpoint: str) -> str:
 def _body(value: Any) -> bytes:
     try:
         dump = getattr(value, "model_dump_json", None)
-        return dump().encode() if dump is not None else _encode({} if value is None else value)
+        return dump().encode() if dump is not None else write({} if value is None else value)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRequest("client", f"the request cannot be sent: {error}") from None
-
-
-def _decode(body: bytes, into: Any, service: str) -> Any:
-    if into is bytes:
-        return body
-    validate = getattr(into, "model_validate_json", None)
-    try:
-        if validate is not None:
-            return validate(body)
-        return msgspec.json.decode(body, type=Any if into is None else into)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise BadGateway(service, f"an answer that cannot be read: {error}") from None
 
 
 async def _send_all(stream: Stream, value: Any) -> None:

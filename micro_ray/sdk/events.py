@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import msgspec
-
 from micro_ray.errors import BadRequest, MicroError
 from micro_ray.events import Delivery, Event, Published, Start
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.wire.remote_events import RemoteEvents
+from micro_ray.wire.schema import Reader, write
 
 __all__ = ["Message", "ServiceEvents"]
 
@@ -28,17 +27,20 @@ BACKOFF = (0.1, 5.0)
 class Message:
     """An event as a service is given it; settle it with one of the verbs."""
 
-    def __init__(self, events: RemoteEvents, delivery: Delivery) -> None:
+    def __init__(
+        self, events: RemoteEvents, delivery: Delivery, reader: Reader | None = None
+    ) -> None:
         self.event: Event = delivery.event
         self.attempt = delivery.attempt
         self._events = events
         self._token = delivery.token
+        self._reader = reader or Reader()
 
     def json(self, into: Any = Any) -> Any:
         """The payload as JSON, of the type ``into``. Raises BadRequest when it is none."""
         try:
-            return msgspec.json.decode(self.event.payload, type=into)
-        except (msgspec.DecodeError, RecursionError) as error:
+            return self._reader.read(self.event.payload, into)
+        except (ValueError, TypeError, NotImplementedError, RecursionError) as error:
             where = f"event {self.event.sequence} of {self.event.topic}"
             raise BadRequest("events", f"{where} is not as expected: {error}") from None
 
@@ -71,6 +73,7 @@ class ServiceEvents:
     def __init__(self, service: str, client: Callable[[], AsyncClient]) -> None:
         self._service = service
         self._client = client
+        self._reader = Reader()
         self._log = logging.getLogger(service)
         self._subscriptions: list[_Subscription] = []
 
@@ -92,7 +95,7 @@ class ServiceEvents:
         :meth:`micro_ray.events.Events.publish`."""
         if isinstance(value, str):
             value = value.encode()
-        payload = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        payload = value if isinstance(value, bytes) else write(value)
         return await self.remote.publish(
             topic, payload, metadata=metadata, id=id, expected=expected
         )
@@ -137,7 +140,7 @@ class ServiceEvents:
                 async with contextlib.aclosing(taken) as deliveries:  # type: ignore[type-var]  # it is a generator
                     async for delivery in deliveries:
                         pause = BACKOFF[0]
-                        yield Message(remote, delivery)
+                        yield Message(remote, delivery, self._reader)
             except MicroError as error:
                 if error.code in (400, 413):
                     raise

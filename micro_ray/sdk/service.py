@@ -23,6 +23,7 @@ from micro_ray.store import Store
 from micro_ray.tracebacks import own_traceback
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
+from micro_ray.wire.protocol import limits_of
 
 if TYPE_CHECKING:
     from micro_ray.sdk.config import ServiceConfig
@@ -259,6 +260,7 @@ class Service:
                 address=boot.address,
                 ttl=boot.ttl,
                 service_metadata=self.metadata,
+                limits=limits_of(boot.wire),
             )
         )
         try:

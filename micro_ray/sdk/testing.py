@@ -52,7 +52,7 @@ from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.router import Follower
 
-__all__ = ["Here", "platform"]
+__all__ = ["Here", "knows", "platform"]
 
 #: Seconds within which what was started must be known.
 WAIT = 10.0
@@ -94,14 +94,7 @@ class Here:
     async def known(self, service: str, node: str = "") -> None:
         """Wait until the client knows a node of a service (or this node), ten seconds at most:
         raises Unavailable then."""
-        table, namespace = self.client.table, self.bootstrap.namespace
-        try:
-            async with asyncio.timeout(WAIT):
-                while not any(node in ("", route.id) for route in table.lookup(namespace, service)):
-                    await table.changed()
-        except TimeoutError:
-            there = ", ".join(await self.client.services())
-            raise Unavailable("platform", f"{service} did not appear; there is {there}") from None
+        await knows(self.client, self.bootstrap.namespace, service, node)
 
     async def network(self) -> Network:
         """A caller with a table of its own."""
@@ -113,6 +106,19 @@ class Here:
         self._stack.push_async_callback(network.close)
         await follower.ready.wait()
         return network
+
+
+async def knows(client: AsyncClient, namespace: str, service: str, node: str = "") -> None:
+    """Wait until a client knows a node of a service (or this node), ten seconds at most: raises
+    Unavailable then."""
+    table = client.table
+    try:
+        async with asyncio.timeout(WAIT):
+            while not any(node in ("", route.id) for route in table.lookup(namespace, service)):
+                await table.changed()
+    except TimeoutError:
+        there = ", ".join(await client.services())
+        raise Unavailable("platform", f"{service} did not appear; there is {there}") from None
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from micro_ray.sdk.blocking import Client
 from micro_ray.sdk.loop import Loop
 from micro_ray.sdk.service import Service
-from micro_ray.sdk.testing import Here, platform
+from micro_ray.sdk.testing import Here, knows, platform
 from micro_ray.settings import Bootstrap
 
 __all__ = ["Town"]
@@ -55,6 +55,9 @@ class Town:
         """Start a service; it is stopped with the platform. Returns when callers know it; raises
         what keeps it from starting."""
         self._loop.run(self._here.serve(service, instance), WAIT)
+        namespace, node = self.bootstrap.namespace, service.node
+        # It has a table of its own, which may be behind that of the platform's client.
+        self.client.run(lambda client: knows(client, namespace, service.name, node))
 
     def call(self, service: str, endpoint: str = "call", value: Any = None, **options: Any) -> Any:
         """See :meth:`micro_ray.Client.call`."""

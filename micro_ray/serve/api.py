@@ -20,7 +20,7 @@ from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
-from micro_ray.serve.listener import Listener
+from micro_ray.serve.listener import Listener, drain_of
 from micro_ray.settings import Settings, bootstrap
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.router import Follower
@@ -32,8 +32,6 @@ NAME = "api"
 
 #: Seconds a door waits for its first route table before it listens without one.
 FIRST_TABLE = 10.0
-#: Seconds of a replica's graceful stop that are Serve's own.
-SERVE = 3.0
 
 
 class ApiDoor:
@@ -66,8 +64,7 @@ class ApiDoor:
                 await follower.ready.wait()
         self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
         await self._listener.start()
-        # Done before Serve, which gives the replica ``drain_timeout`` in all, would kill it.
-        drain = max(0.0, settings.runtime.drain_timeout - SERVE)
+        drain, _ = drain_of(settings.runtime.drain_timeout)
         self._stack.push_async_callback(self._listener.stop, drain)
 
     async def check_health(self) -> None:
@@ -108,7 +105,7 @@ def application(settings: Settings, *, address: str = "") -> serve.Application:
         name=NAME,
         num_replicas=settings.api.replicas,
         max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=settings.runtime.drain_timeout,
+        graceful_shutdown_timeout_s=drain_of(settings.runtime.drain_timeout)[1],
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,
         health_check_timeout_s=5,

@@ -19,7 +19,7 @@ from micro_ray.errors import Conflict, Unavailable
 from micro_ray.serve.protocols import HttpProtocol, State, protocols
 from micro_ray.settings import Api as ApiSettings
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "drain_of"]
 
 BACKLOG = 2048
 #: Seconds of silence after which a connection is probed, between probes, and probes that may fail:
@@ -27,8 +27,16 @@ BACKLOG = 2048
 PROBE_AFTER, PROBE_EVERY, PROBES = 60, 10, 3
 #: Seconds that what is cut off at the end of a drain has to end by itself, and then once more.
 LAST = 1.0
+#: Seconds of a replica's graceful stop that are Serve's own, and for what is cut off.
+SERVE = 3.0
 #: Seconds in which a loop makes the protocol of a connection that it has accepted.
 TURN = 0.01
+
+
+def drain_of(timeout: float) -> tuple[float, float]:
+    """Of ``runtime.drain_timeout``: the seconds in which a door finishes what is under way, and
+    those after which Serve kills it, who must have had time to cut off the rest in good order."""
+    return max(0.0, timeout - SERVE), max(timeout, SERVE)
 
 
 class _Server(uvicorn.Server):

@@ -210,7 +210,8 @@ class Store(abc.ABC):
     ) -> AsyncIterator[Change]:
         """Changes after ``revision`` of keys that begin so, in order, each once, for ever; what has
         expired is a DELETE some seconds later. Raises Conflict when that revision is no longer
-        kept: read all and watch from now. Raises Unavailable when the store is closed."""
+        kept, and when it is beyond the newest, which it names: read all and watch from now. Raises
+        Unavailable when the store is closed."""
 
     @abc.abstractmethod
     async def write_blob(

@@ -28,6 +28,7 @@ __all__ = [
     "answer",
     "answer_blobs",
     "answer_keys",
+    "beyond",
     "blob_chunks",
     "conflict",
     "key",
@@ -189,6 +190,15 @@ def conflict(where: str, expected: int, found: int) -> Conflict:
     have = f"version {found}" if found else "no record"
     want = f"version {expected}" if expected else "no record"
     return Conflict("store", f"{where}: {want} expected, {have} found")
+
+
+def beyond(revision: int, newest: int) -> Conflict:
+    """For a watch from a revision that was never given here."""
+    return Conflict(
+        "store",
+        f"revision {revision} is beyond the newest, {newest}: it is of another store, or of one "
+        "that has lost writes since; read all and watch from now",
+    )
 
 
 async def blob_chunks(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

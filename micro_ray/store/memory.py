@@ -250,6 +250,8 @@ class MemoryStore(Store):
         while not self._closed:
             self._expire(space)
             changed = space.changed
+            if revision > space.revision:
+                raise checks.beyond(revision, space.revision)
             if revision < space.revision:
                 oldest = space.history[0].revision
                 if revision + 1 < oldest:

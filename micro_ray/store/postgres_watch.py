@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import islice
 
 from micro_ray.errors import Conflict, MicroError, Unavailable
-from micro_ray.store import Action, Change
+from micro_ray.store import Action, Change, checks
 from micro_ray.store.postgres_database import Database
 from micro_ray.store.postgres_pool import Connection
 
@@ -84,7 +84,8 @@ class Watches:
 
     async def follow(self, namespace: str, revision: int) -> AsyncGenerator[Change, None]:
         """All changes of a namespace after a revision, for ever, across failures of the database.
-        Raises Conflict when they are no longer kept, Unavailable when the store is closed."""
+        Raises Conflict when they are no longer kept or that revision was never given, Unavailable
+        when the store is closed."""
         feed = self._feeds.get(namespace)
         if feed is None:
             newest = await newest_of(self._database, namespace)
@@ -93,6 +94,11 @@ class Watches:
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll(), name="store-watch")
         try:
+            if revision > feed.newest:
+                # Perhaps another process has just given it, and the feed does not know yet.
+                newest = await newest_of(self._database, namespace)
+                if revision > newest:
+                    raise checks.beyond(revision, newest)
             while not self._closed:
                 changed = feed.changed
                 rows = feed.after(revision)

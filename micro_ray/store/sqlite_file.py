@@ -177,7 +177,9 @@ class File(Database):
         try:
             while True:
                 changed = self._changed
-                oldest, rows = await self._changes(revision)
+                oldest, newest, rows = await self._changes(revision)
+                if revision > newest:
+                    raise checks.beyond(revision, newest)
                 if oldest > revision + 1:
                     raise Conflict("store", f"changes after {revision} are no longer kept")
                 for row in rows:
@@ -205,10 +207,11 @@ class File(Database):
                 self._wake()
             await asyncio.sleep(POLL)
 
-    async def _changes(self, after: int) -> tuple[int, list[tuple[int, str, str, str, str]]]:
-        """The oldest revision kept (one past the newest when none is), and changes after one."""
+    async def _changes(self, after: int) -> tuple[int, int, list[tuple[int, str, str, str, str]]]:
+        """The oldest revision kept (one past the newest when none is), the newest given by any
+        process, and changes after one; all of one moment."""
 
-        def job(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
+        def job(connection: sqlite3.Connection) -> tuple[int, int, list[Any]]:
             connection.execute("BEGIN")
             try:
                 oldest = connection.execute("SELECT min(revision) FROM changes").fetchone()[0]
@@ -220,7 +223,7 @@ class File(Database):
                 ).fetchall()
             finally:
                 connection.execute("COMMIT")
-            return (newest + 1 if oldest is None else oldest), rows
+            return (newest + 1 if oldest is None else oldest), newest, rows
 
         return await self.read_with(job)
 

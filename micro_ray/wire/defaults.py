@@ -42,6 +42,7 @@ def _has_fields(kind: type) -> bool:
         dataclasses.is_dataclass(kind)
         or issubclass(kind, msgspec.Struct)
         or typing.is_typeddict(kind)
+        or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
     )
 
 

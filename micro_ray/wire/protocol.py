@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from micro_ray.errors import (
     from_dict,
 )
 from micro_ray.network import Refused
+from micro_ray.settings import Wire
 
 __all__ = [
     "ACK",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_head",
     "encode_hello",
     "encode_request",
+    "limits_of",
     "never_opened",
 ]
 
@@ -135,6 +137,13 @@ class Limits:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise BadRequest("wire", f"{name} of {value} is not within {least} and {most}")
+
+
+def limits_of(wire: Wire) -> Limits:
+    """The limits that the settings ask for. What may be buffered follows the largest message, which
+    could not arrive otherwise."""
+    room = max(Limits().max_buffered, 2 * wire.max_message)
+    return Limits(**asdict(wire), max_buffered=room)
 
 
 class ProtocolError(Exception):

@@ -18,13 +18,15 @@ import msgspec
 from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
 from micro_ray.wire.defaults import filler
 
-__all__ = ["JSON", "MSGPACK", "Codec", "codec"]
+__all__ = ["JSON", "MSGPACK", "Codec", "Reader", "codec", "write"]
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 #: Content types that are decoded; a request in another one is for ``bytes`` endpoints only.
 MEDIA = (JSON, MSGPACK)
 
+#: Types whose decoders a reader keeps.
+KEPT = 256
 #: Largest published schema in bytes; a larger one is published as ``{}`` (any).
 MAX_SCHEMA = 64 * 1024
 
@@ -41,7 +43,7 @@ def _encode_model(value: Any) -> Any:
 
 def _decode_model(kind: Any, value: Any) -> Any:
     if not _is_model(kind):
-        raise NotImplementedError
+        raise NotImplementedError(f"{kind!r} is no type that crosses")
     import pydantic
 
     try:
@@ -63,6 +65,8 @@ def _first(error: Any, at: str) -> str:
 
 
 _json_encode = msgspec.json.Encoder(enc_hook=_encode_model).encode
+#: JSON of a value, as an answer is made of one. Raises TypeError, ValueError or RecursionError.
+write = _json_encode
 _msgpack_encode = msgspec.msgpack.Encoder(enc_hook=_encode_model).encode
 
 
@@ -88,7 +92,7 @@ def codec(kind: Any, where: str, what: str = "") -> Codec:
         return _pydantic_codec(kind, where)
     try:
         schema = _bounded(_schema(kind))
-        json = _whole(kind, msgspec.json.Decoder(kind, dec_hook=_decode_model).decode)
+        json = _json_reader(kind)
         msgpack = _whole(kind, msgspec.msgpack.Decoder(kind, dec_hook=_decode_model).decode)
     except (TypeError, NameError) as error:
         raise _no_type(kind, where, what, error) from None
@@ -97,6 +101,37 @@ def codec(kind: Any, where: str, what: str = "") -> Codec:
         decode=_decoder(json, msgpack, where),
         encode=_encoder(where),
     )
+
+
+class Reader:
+    """Reads JSON into types by the rules of :func:`codec`, for who is not told them: a caller's
+    answers, an event's payload. The decoder of a type is made once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Callable[[bytes], Any]] = {}
+
+    def read(self, body: bytes, kind: Any) -> Any:
+        """Raises ValueError or RecursionError for what is not of this type, TypeError or
+        NotImplementedError for a type that cannot cross."""
+        try:
+            decode = self._kept.get(kind)
+        except TypeError:  # Annotated with what has no hash
+            return _json_reader(kind)(body)
+        if decode is None:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            decode = self._kept[kind] = _json_reader(kind)
+        return decode(body)
+
+
+def _json_reader(kind: Any) -> Callable[[bytes], Any]:
+    if kind is bytes:
+        return bytes
+    if kind is type(None):
+        return lambda body: None
+    if _is_model(kind):
+        return cast(Callable[[bytes], Any], kind.model_validate_json)
+    return _whole(kind, msgspec.json.Decoder(kind, dec_hook=_decode_model).decode)
 
 
 def _whole(kind: Any, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

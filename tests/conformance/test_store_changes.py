@@ -101,6 +101,26 @@ async def test_what_is_no_longer_kept(store: Store) -> None:
     assert change.revision == newest - HISTORY // 2 + 1
 
 
+async def test_what_was_never_given(store: Store) -> None:
+    """A revision of another store, say: it will not come, and silence would look like peace."""
+    with pytest.raises(Conflict, match="revision 1 is beyond the newest, 0"):
+        await take(store.watch(revision=1), 1)
+    newest = (await store.write("k", b"")).version
+    for beyond in (newest + 1, 2**53):
+        with pytest.raises(Conflict, match=f"revision {beyond} is beyond the newest, {newest}"):
+            await take(store.watch(revision=beyond), 1)
+    with pytest.raises(Conflict, match=f"revision {newest} is beyond the newest, 0"):
+        await take(store.watch(revision=newest, namespace="other"), 1)
+    # The newest itself is not beyond, and another's refusal disturbs nobody who watches.
+    async with contextlib.aclosing(store.watch(revision=newest)) as changes:
+        first = asyncio.create_task(take(changes, 1))
+        await asyncio.sleep(0)
+        with pytest.raises(Conflict, match="beyond the newest"):
+            await take(store.watch(revision=newest + 5), 1)
+        await store.write("next", b"")
+        assert [c.key for c in await first] == ["next"]
+
+
 async def test_watchers_see_what_expires(store: Store, clock: Clock) -> None:
     await store.write("k", b"", expiry=5)
     await store.write("later", b"", expiry=60)

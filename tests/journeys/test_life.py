@@ -76,6 +76,26 @@ async def test_the_end_of_the_server_is_the_end_of_all(state: Path) -> None:
         await eventually(lambda: not any(lives(p.pid) for p in processes), within=60)
 
 
+@pytest.mark.parametrize("timeout", ["0", "2"])
+async def test_next_to_no_time_to_finish(state: Path, timeout: str) -> None:
+    """All is done as ever; only what is under way when somebody must go is cut off."""
+    with stack.server(state, MICRO_RUNTIME_DRAIN_TIMEOUT=timeout) as up:
+        micro(up, "run", "examples/helloworld")
+        micro(up, "run", "--name", "ticker", "--command", "sleep 1000")
+        before = replicas(up, "helloworld") + replicas(up, "ticker")
+        for name in ("helloworld", "ticker"):
+            micro(up, "update", name, "--env", "A=1")
+        assert get(up, "/helloworld?name=Again") == (200, {"message": "Hello Again"})
+        after = replicas(up, "helloworld") + replicas(up, "ticker")
+        assert len(after) == 2
+        assert not set(before) & set(after)
+        micro(up, "kill", "ticker")
+        assert not lives(after[1])
+        processes = everything(up)
+    await eventually(lambda: not any(lives(p.pid) for p in processes), within=20)
+    assert not list((state / "run").glob("*.sock"))
+
+
 def start(state: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """``micro server`` that is to fail at once."""
     return subprocess.run(
@@ -127,7 +147,8 @@ def test_a_port_in_use(state: Path) -> None:
     [
         ({"MICRO_API_HOST": "0.0.0.0"}, "listen on this machine only until there are accounts"),
         ({"MICRO_API_PORT": "eighty"}, "MICRO_API_PORT"),
-        ({"MICRO_API_PORT": "70000"}, "not a whole number from 0 to 65535"),
+        ({"MICRO_API_PORT": "70000"}, "not a whole number from 1 to 65535"),
+        ({"MICRO_API_PORT": "0"}, "not a whole number from 1 to 65535"),
         ({"MICRO_POOLS_REGISTRY": "2"}, "set pools.registry to 1"),
         ({"MICRO_CONFIG": "/nowhere/micro.toml"}, "/nowhere/micro.toml"),
         ({"MICRO_STATE": f"/tmp/{'x' * 100}"}, "too long for Unix sockets"),

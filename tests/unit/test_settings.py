@@ -17,13 +17,15 @@ from micro_ray.settings import (
     CHOICES,
     RANGES,
     Bootstrap,
+    Network,
     Settings,
+    Wire,
     bootstrap,
     here,
     load,
     service_environ,
 )
-from micro_ray.wire.protocol import Limits
+from micro_ray.wire.protocol import Limits, limits_of
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +165,20 @@ def test_every_setting_comes_from_file_environment_and_command_line(
 # -- what cannot be --------------------------------------------------------------------------------
 
 NUMBERS = {
-    "api.port": ["-1", "65536", "80.5", "x", "0x50", "nan", "inf", "true", "9" * 5000, "1e3", " "],
+    "api.port": [
+        "-1",
+        "0",
+        "65536",
+        "80.5",
+        "x",
+        "0x50",
+        "nan",
+        "inf",
+        "true",
+        "9" * 5000,
+        "1e3",
+        " ",
+    ],
     "api.timeout": ["-1", "0", "nan", "inf", "-inf", "1e400", "x", "1,5", "infinity"],
     "api.replicas": ["0", "1001"],
     "registry.ttl": ["0", "0.9", "3601", "nan"],
@@ -196,7 +211,15 @@ def test_numbers_out_of_bounds_name_the_variable(name: str, text: str) -> None:
     "value", [True, False, 1.5, None, "8080x", [], {}, b"80", float("nan"), float("inf"), 2**70]
 )
 def test_overrides_of_the_wrong_kind(value: Any) -> None:
-    refused("api.port", "a whole number from 0 to 65535", api__port=value)
+    refused("api.port", "a whole number from 1 to 65535", api__port=value)
+
+
+def test_a_door_on_any_port_would_be_found_by_nobody(elsewhere: Path) -> None:
+    refused("MICRO_API_PORT: '0'", "from 1 to 65535", environ={"MICRO_API_PORT": "0"})
+    write(Path("micro.toml"), "[api]\nport = 0")
+    refused("micro.toml: api.port", "from 1 to 65535", environ={})
+    write(Path("micro.toml"), "[api]\nserve_port = 0")
+    assert load({}).api.serve_port == 0  # none
 
 
 @pytest.mark.parametrize("value", [True, "x", None, [], float("nan"), 10**400])
@@ -341,6 +364,15 @@ def test_the_limits_of_frames_are_those_of_the_wire() -> None:
     wire, limits = Settings().wire, Limits()
     for item in fields(wire):
         assert getattr(wire, item.name) == getattr(limits, item.name)
+    assert limits_of(wire) == limits
+
+
+def test_the_largest_message_can_be_held() -> None:
+    """What is still being put together counts as unread."""
+    for size in (2**20, 100 * 2**20, 2**31):
+        limits = limits_of(Wire(max_message=size))
+        assert limits.max_message == size
+        assert limits.max_buffered >= max(size, Limits().max_buffered)
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -444,7 +476,9 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     monkeypatch.setenv("LANG", "C.UTF-8")
     settings = load({"MICRO_STATE": str(elsewhere / "s"), "MICRO_RUN": "/r", "MICRO_HOST": "box",
                      "MICRO_NAMESPACE": "tenant", "MICRO_REGISTRY_TTL": "7.5",
-                     "MICRO_ADDRESS": "10.0.0.1"})  # fmt: skip
+                     "MICRO_ADDRESS": "10.0.0.1", "MICRO_NETWORK_TIMEOUT": "12.5",
+                     "MICRO_WIRE_MAX_MESSAGE": "33554432",
+                     "MICRO_WIRE_KEEPALIVE": "2.5"})  # fmt: skip
     boot = bootstrap(settings, {})
     environ = service_environ(boot, settings)
     assert not [name for name in environ if name.startswith("RAY")]
@@ -455,6 +489,7 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     again = bootstrap(load(environ), environ)
     assert again == Bootstrap(
         registry=boot.registry, routers=boot.routers, namespace="tenant", host="box",
-        run=Path("/r"), ttl=7.5, address="10.0.0.1",
+        run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
+        wire=Wire(max_message=32 * 2**20, keepalive=2.5),
     )  # fmt: skip
     assert load(environ).state == settings.state

@@ -20,7 +20,8 @@ from tests.fixtures.wait import eventually
 
 def settings(**broker: Any) -> Settings:
     given = {f"broker.{name}": value for name, value in broker.items()}
-    return load({}, {"state": "/tmp/none", "api.port": 0, "api.serve_port": 0, **given})
+    (port,) = free_ports(1)
+    return load({}, {"state": "/tmp/none", "api.port": port, "api.serve_port": 0, **given})
 
 
 async def test_memory_with_its_limits() -> None:

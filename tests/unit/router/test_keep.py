@@ -94,9 +94,9 @@ async def test_who_reads_has_one_table_or_the_other(folder: Path) -> None:
         b"", b"\xff\x00garbage", msgspec.msgpack.encode({"epoch": "e"}),
         msgspec.msgpack.encode(TABLE)[:-5], msgspec.msgpack.encode([TABLE]),
         msgspec.msgpack.encode({**msgspec.to_builtins(TABLE), "gone": ["of", "old"]}),
-        b"\x81" * 100_000,
+        b"\x81" * 100_000, bytes(len(msgspec.msgpack.encode(TABLE))),
     ],
-    ids=["empty", "garbage", "another thing", "cut", "list", "another version", "deep"],
+    ids=["empty", "garbage", "another thing", "cut", "list", "another version", "deep", "zeros"],
 )  # fmt: skip
 async def test_an_unreadable_file_is_passed_over(
     folder: Path, content: bytes, place: RegistryPlace, follow: Follow,
@@ -112,6 +112,32 @@ async def test_an_unreadable_file_is_passed_over(
     assert str(path) in caplog.text
     # ... and is replaced by a good one.
     await eventually(lambda: Keeper(path).load() is not None, within=2)
+
+
+async def test_it_is_on_disk_before_it_has_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure a name may be there whose bytes are not, unless they went first."""
+    path, done = folder / "t", list[tuple[str, str, bytes]]()
+    fsync, replace_file = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        named = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        done.append(("fsync", named.name, b"" if named.is_dir() else named.read_bytes()))
+        fsync(handle)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append(("rename", new.name, b""))
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    keeper = Keeper(path)
+    keeper.keep(lambda: TABLE)
+    await keeper.close()
+    whole = msgspec.msgpack.encode(TABLE)
+    assert done == [("fsync", "t.new", whole), ("rename", "t", b""), ("fsync", folder.name, b"")]
+    assert keeper.load() == TABLE
 
 
 async def test_a_folder_that_cannot_be_written_is_reported_once_per_attempt(

@@ -226,12 +226,16 @@ async def test_one_that_never_registers(driver: ProcessDriver, shop: Shop) -> No
     assert shop.left() == set()
 
 
-async def test_given_up_at_any_moment(driver: ProcessDriver, shop: Shop) -> None:
-    """Also before the shim is known, and while it begins."""
+@pytest.mark.parametrize("times", [1, 3])
+async def test_given_up_at_any_moment(driver: ProcessDriver, shop: Shop, times: int) -> None:
+    """Also before the shim is known, and while it begins; and once more while that is under way, as
+    when a replica is replaced and then all are to go."""
     for delay in (0, 0.001, 0.01, 0.03, 0.06, 0.1, 0.15):
         starting = asyncio.create_task(start(driver, shop, command("sleep", "60")))
         await asyncio.sleep(delay)  # not a wait: the moment is what is tried
-        starting.cancel()
+        for _ in range(times):
+            starting.cancel()
+            await asyncio.sleep(0)
         (outcome,) = await asyncio.gather(starting, return_exceptions=True)
         if isinstance(outcome, Replica):
             await driver.stop(outcome, 0)  # it was up before that
