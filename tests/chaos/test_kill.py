@@ -47,10 +47,10 @@ SERVICES = {"helloworld": 3, "caller": 2}
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180 + 40 * KILLS)]
 
-#: What one may hold more, load or none: connections move, as all that followed a router that died
-#: follow the other one from then on (two dozen processes follow one of two, each with a task of its
-#: stream); memory is what the allocator keeps of a burst, below the 1 KiB a request that a leak in
-#: the long form would leave (a window between two kills has 2,000 requests at least).
+#: What one may hold more. Connections move: whoever followed a router that died follows the other
+#: one from then on, and two dozen processes follow one of two, each with a task of its stream.
+#: Memory is what an allocator keeps of a burst; the long form sends 75,000 requests, of which half
+#: go through each door, so a leak of half a KiB a request is beyond it.
 EACH = Bounds(descriptors=24, memory=16 * 2**20, tasks=24)
 #: All together: what moves adds up to nothing, so there remain the connections that somebody makes
 #: the first time that he needs them (two ends each), and what Ray's own processes keep of each
