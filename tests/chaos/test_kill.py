@@ -210,7 +210,10 @@ async def test_random_kills_under_load(server: Server) -> None:
         finally:
             run.report()
         check(outcome, run)
-        assert {process.title for process in run.members.values()} >= set(TITLES)
+        titles = {process.title for process in run.members.values()}
+        assert titles >= set(TITLES)
+        actors = {title for title in titles if title.endswith("Actor")}
+        assert actors <= {*VICTIMS, "ray::ProxyActor"}, "an actor of ours that is no victim"
         assert run.lives.latest.keys() == run.held.keys()
 
 
