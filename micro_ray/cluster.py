@@ -305,20 +305,21 @@ def _environment(settings: Settings, token: Path) -> dict[str, str]:
 
 
 def _end_leftovers(settings: Settings) -> None:
-    """End what an earlier life on this state has left (its server was killed, and Ray's workers
-    take some seconds to notice). They are known by a variable in their environment, so nothing
-    that this platform did not start is touched; we hold the lock, so none of them is of use."""
+    """End what an earlier life on this state has left: its server was killed, and Ray's workers
+    take some seconds to notice, its agents a minute. We hold the lock, so none of them is
+    of use."""
     # No node of it lives.
     for left in (*settings.state.glob("router-*.table"), *settings.run.glob("*.sock")):
         left.unlink(missing_ok=True)
     mark = f"{LIFE}={settings.state}".encode()
+    session = os.path.join(os.path.realpath(_ray_path(settings)), "")
     for _ in range(50):
         found = False
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit() or int(folder.name) == os.getpid():
                 continue
             with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                if _is_left(folder, mark, session):
                     found = True
                     os.kill(int(folder.name), signal.SIGKILL)
         if not found:
@@ -326,13 +327,30 @@ def _end_leftovers(settings: Settings) -> None:
         time.sleep(0.1)
 
 
-def _ray_folder(settings: Settings) -> Path:
+def _is_left(process: Path, mark: bytes, session: str) -> bool:
+    """Whether a process (its folder in /proc) is of a life on our state. They are known by a
+    variable in their environment, so nothing that this platform did not start is touched. Ray's
+    agents have their titles written over it: these are known by their files in Ray's session."""
+    if mark in (process / "environ").read_bytes().split(b"\0"):
+        return True
+    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return False
+    return any(os.readlink(fd).startswith(session) for fd in (process / "fd").iterdir())
+
+
+def _ray_path(settings: Settings) -> Path:
     """Ray's session folder: under the state, or under the system's when that is too long for
-    sockets. Sessions of earlier lives are removed: we hold the lock."""
+    sockets."""
     folder = settings.state / "ray"
-    if len(str(folder)) > MAX_RAY_TEMP:
-        digest = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
-        folder = Path(tempfile.gettempdir()) / f"micro-ray-{os.getuid()}" / digest
+    if len(str(folder)) <= MAX_RAY_TEMP:
+        return folder
+    digest = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"micro-ray-{os.getuid()}" / digest
+
+
+def _ray_folder(settings: Settings) -> Path:
+    """Ray's session folder, empty: what earlier lives have left there is removed."""
+    folder = _ray_path(settings)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

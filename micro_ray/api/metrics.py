@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import os
 
 __all__ = ["Metrics"]
 
@@ -13,8 +15,8 @@ MAX_SERVICES = 200
 
 
 class Metrics:
-    """Counted on one loop; ``text`` is what ``/metrics`` shows. A service here is one that the
-    table has: what clients ask for in vain counts as "api"."""
+    """Counted on one loop; ``text``, made on the same, is what ``/metrics`` shows. A service here
+    is one that the table has: what clients ask for in vain counts as "api"."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -61,5 +63,11 @@ class Metrics:
             "# HELP micro_api_in_flight Requests, streams and WebSockets being served.",
             "# TYPE micro_api_in_flight gauge",
             f"micro_api_in_flight {self.in_flight}",
+            "# HELP micro_api_tasks Tasks on the loop of this replica of the door.",
+            "# TYPE micro_api_tasks gauge",
+            f"micro_api_tasks {len(asyncio.all_tasks())}",
+            "# HELP micro_api_pid The process of this replica: replicas share a port.",
+            "# TYPE micro_api_pid gauge",
+            f"micro_api_pid {os.getpid()}",
         ]
         return ("\n".join(lines) + "\n").encode()

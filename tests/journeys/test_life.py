@@ -3,18 +3,22 @@ after everything was killed."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from bench import stack
 from bench.stack import MICRO, ROOT, Server, free_port, micro
+from tests.chaos.platform import VICTIMS
 from tests.fixtures.wait import eventually
 from tests.journeys.test_workloads import get, lives, replicas
 
@@ -29,49 +33,145 @@ def state() -> Iterator[Path]:
 
 
 def everything(at: Server) -> list[psutil.Process]:
-    """All processes of the platform: they have its state folder in their environment."""
+    """All processes of the platform: the server with what it has started, and what has its state
+    folder in its environment."""
     mark = str(at.state)
-    found = []
+    found = {}
+    if psutil.pid_exists(at.pid):
+        top = psutil.Process(at.pid)
+        found = {process.pid: process for process in (top, *top.children(recursive=True))}
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             environ = process.environ()
-        except psutil.Error:
-            continue
-        if mark in (environ.get("MICRO_STATE"), environ.get("MICRO_LIFE")):
-            found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
+            if mark in (environ.get("MICRO_STATE"), environ.get("MICRO_LIFE")):
+                found[process.pid] = process
+    found.pop(os.getpid(), None)
+    return list(found.values())
 
 
-async def test_all_that_should_run_runs_again_after_a_kill_of_everything(state: Path) -> None:
+#: Ray's agents beside the raylet.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def is_agent(process: psutil.Process) -> bool:
+    return process.cmdline()[0].strip() in AGENTS
+
+
+#: What must be among the processes that are killed.
+PARTS = (
+    "micro server", "gcs_server", "raylet", "ray::ServeController", "sleep 1000", *AGENTS, *VICTIMS,
+)  # fmt: skip
+
+
+def fill(at: Server) -> None:
+    """Something of every kind that must be kept."""
+    micro(at, "run", "--replicas", "2", "--env", "GREETING=Hi", "examples/helloworld")
+    micro(at, "run", "--name", "ticker", "--command", "sh -c 'echo alive; exec sleep 1000'")
+    micro(at, "run", "--name", "stopped", "--command", "sleep 1000")
+    micro(at, "kill", "stopped")
+    for value in ("at first", "through it all"):
+        micro(at, "store", "write", "--metadata", "a=b", "kept", value)
+    micro(at, "store", "write", "removed", "x")
+    micro(at, "store", "delete", "removed")
+    micro(at, "store", "write", "--database", "shop", "--table", "orders", "row", "1")
+    for port in ("25", "26"):
+        micro(at, "config", "set", "mail.port", port)
+    micro(at, "config", "set", "--secret", "mail.password", '"hush"')
+    for id in ("one", "two", "three"):
+        micro(at, "events", "publish", "--id", id, "--metadata", "k=v", "orders", f"order {id}")
+    consumed = micro(
+        at, "events", "consume", "-g", "billing", "--from", "beginning", "-n", "2", "orders"
+    )
+    assert consumed == "order one\norder two\n"
+
+
+def kept(at: Server) -> dict[str, Any]:
+    """What it has of all that, as everybody is told it."""
+
+    def told(*args: str) -> Any:
+        return json.loads(micro(at, *args, "-o", "json"))
+
+    return {
+        "workloads": [row["workload"] for row in told("status")],
+        "records": told("store", "read", "kept"),
+        "keys": micro(at, "store", "list"),
+        "elsewhere": micro(at, "store", "read", "-d", "shop", "-t", "orders", "row"),
+        "tables": micro(at, "store", "tables", "-d", "shop"),
+        "config": told("config", "get"),
+        "secret": micro(at, "config", "get", "--secret", "mail.password"),
+        "history": told("config", "history"),
+        "events": micro(at, "events", "read", "-o", "json", "orders"),
+        "topics": told("events", "topics"),
+        "groups": told("events", "groups", "orders"),
+    }
+
+
+async def test_all_is_back_by_itself_after_a_kill_of_everything(state: Path) -> None:
     """``kill -9`` of every process, at once; then ``micro server`` and nothing else."""
     with stack.server(state) as first:
-        micro(first, "run", "--replicas", "2", "examples/helloworld")
-        micro(first, "run", "--name", "ticker", "--command", "sleep 1000")
-        micro(first, "store", "write", "kept", "through it all")
+        fill(first)
+        before = kept(first)
         processes = everything(first)
-        assert len(processes) > 10
+        lines = [" ".join(process.cmdline()) for process in processes]
+        assert [part for part in PARTS if not any(part in line for line in lines)] == []
         for process in processes:
-            if lives(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         await eventually(lambda: not any(lives(p.pid) for p in processes), within=20)
     with stack.server(state) as second:
+        assert second.started_in < 45
         await eventually(lambda: len(replicas(second, "helloworld")) == 2, within=30)
         await eventually(lambda: len(replicas(second, "ticker")) == 1, within=30)
         assert get(second, "/helloworld?name=Again") == (200, {"message": "Hello Again"})
-        assert micro(second, "store", "read", "kept") == "through it all\n"
-        assert second.started_in < 45
+        assert kept(second) == before
+        goes_on(second)
         processes = everything(second)
     # Stopped in good order, it leaves nothing behind either.
     await eventually(lambda: not any(lives(p.pid) for p in processes), within=20)
     assert not list((state / "run").glob("*.sock"))
 
 
+def goes_on(at: Server) -> None:
+    """What follows, follows on what was there: versions, numbers, groups, ids, logs."""
+    assert "stopped" not in micro(at, "status")
+    assert micro(at, "logs", "ticker").count("alive") == 2, "a line of each life"
+    (row,) = json.loads(micro(at, "store", "read", "kept", "-o", "json"))
+    stale = micro(
+        at, "store", "write", "--expected", str(row["version"] - 1), "kept", "y", good=False
+    )
+    assert f"version {row['version']}" in stale
+    micro(at, "store", "write", "--expected", str(row["version"]), "kept", "later")
+    micro(at, "config", "rollback", "1", "mail.port")
+    assert micro(at, "config", "get", "mail.port") == "25\n"
+    assert json.loads(micro(at, "config", "history", "-o", "json"))[0]["version"] == 4
+    assert micro(at, "events", "publish", "--id", "one", "orders", "again") == "1\n"
+    assert micro(at, "events", "publish", "orders", "order four") == "4\n"
+    rest = micro(at, "events", "consume", "-g", "billing", "-n", "2", "orders")
+    assert rest == "order three\norder four\n"
+
+
+async def test_what_is_left_of_an_earlier_life_is_ended(state: Path) -> None:
+    """Ray's agents notice a ``kill -9`` of all others after a minute; the next server ends them,
+    though their titles are written over what they are known by."""
+    with stack.server(state) as first:
+        processes = everything(first)
+        agents = [process for process in processes if is_agent(process)]
+        assert len(agents) == len(AGENTS)
+        for process in processes:
+            if process not in agents:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        assert all(lives(agent.pid) for agent in agents)
+    with stack.server(state):
+        assert not any(lives(agent.pid) for agent in agents)
+
+
 async def test_the_end_of_the_server_is_the_end_of_all(state: Path) -> None:
-    """``kill -9`` of the server alone: what it had started goes too."""
+    """``kill -9`` of the server alone: what it had started goes too; Ray's agents a minute on."""
     with stack.server(state) as up:
         micro(up, "run", "examples/helloworld")
         micro(up, "run", "--name", "ticker", "--command", "sleep 1000")
-        processes = everything(up)
+        processes = [process for process in everything(up) if not is_agent(process)]
         psutil.Process(up.pid).kill()
         await eventually(lambda: not any(lives(p.pid) for p in processes), within=60)
 

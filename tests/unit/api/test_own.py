@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
@@ -93,6 +94,18 @@ async def test_metrics_count_services_and_codes(network: Network, probe: Any) ->
         assert buckets[-1] == (("+Inf",), seen["micro_api_request_seconds_count"][()])
         assert seen["micro_api_request_seconds_count"][()] == 5  # what is over and no stream
         assert 0 < seen["micro_api_request_seconds_sum"][()] < PROMPT
+
+
+async def test_metrics_tell_the_tasks_and_the_process(door: Door) -> None:
+    before = await scrape(door)
+    assert before["micro_api_pid"][()] == os.getpid()
+    more = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+    try:
+        assert (await scrape(door))["micro_api_tasks"][()] == before["micro_api_tasks"][()] + 3
+    finally:
+        for task in more:
+            task.cancel()
+        await asyncio.gather(*more, return_exceptions=True)
 
 
 async def test_what_is_asked_in_vain_makes_no_series(network: Network) -> None:
