@@ -102,7 +102,7 @@ class Member:
             run_dir=self.settings.run,
             socket_name=f"{self.service}-{self.index}",
             host=self.settings.host,
-            address=self.settings.address,
+            address=self.bootstrap.address,
             port=self._port(),
             metadata={"platform": "true", "pid": str(os.getpid())},
             limits=limits_of(self.settings),
