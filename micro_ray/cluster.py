@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from micro_ray.actors.backends import broker
+from micro_ray.actors.backends import broker, registry
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
 from micro_ray.runtime.waiting import to_its_end
@@ -168,6 +168,7 @@ def _check(settings: Settings) -> None:
             "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
         )
     broker(settings)
+    registry(settings)
 
 
 def _free(host: str, port: int, name: str) -> None:
