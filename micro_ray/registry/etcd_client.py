@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -172,12 +172,14 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise Broken(number, self._words(error, self.attempt)) from None
         channel = self._channel(number)
-        call: grpc.aio.StreamStreamCall[Q, A] = channel.stream_stream(
+        call = channel.stream_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.answer.FromString,
         )(metadata=metadata)
-        return Line(call, number, self.closed, self.attempt)
+        # The stubs take the serializer for one of any message.
+        stream = cast("grpc.aio.StreamStreamCall[Q, A]", call)
+        return Line(stream, number, self.closed, self.attempt)
 
     async def _unary(
         self,
