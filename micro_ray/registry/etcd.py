@@ -33,10 +33,10 @@ __all__ = ["EtcdRegistry"]
 
 TXN = Method("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse)
 
-#: Keys of one answer: one may have a megabyte. Seconds that such an answer may take.
-PAGE, PAGE_TIME = 64, 5.0
+#: Keys of one answer, least (one may have a megabyte) and most; bytes that it is to have.
+PAGE, MOST, ROOM = 8, 1_000, 2 * 2**20
 #: Keys that one transaction reads; etcd takes 128 operations.
-BATCH = 100
+BATCH = 32
 #: How often a write is tried anew when others write the same node, or its end is unknown.
 TRIES = 20
 
@@ -163,7 +163,7 @@ class EtcdRegistry(Registry):
                 pb.RequestOp(request_range=pb.RangeRequest(key=key))
                 for key in keys[start : start + BATCH]
             ]
-            answer = await self._client.call(TXN, pb.TxnRequest(success=ops), attempt=PAGE_TIME)
+            answer = await self._client.call(TXN, pb.TxnRequest(success=ops))
             for response in answer.responses:
                 for item in response.response_range.kvs:
                     if item.lease:
@@ -270,16 +270,19 @@ class EtcdRegistry(Registry):
         revision = 0
         for _ in range(TRIES):
             with contextlib.suppress(Compacted):  # while we read: read again
-                items, revision, more = [], 0, True
+                items, revision, more, size = [], 0, True, 0
                 while more:
+                    # As many as fit, if they are as large as those before them.
+                    fit = ROOM * len(items) // size if size else PAGE
                     request = pb.RangeRequest(
                         key=items[-1].key + b"\0" if items else start,
                         range_end=end,
-                        limit=PAGE,
+                        limit=max(PAGE, min(fit, MOST)),
                         revision=revision,
                     )
-                    page = await self._client.call(RANGE, request, attempt=PAGE_TIME)
+                    page = await self._client.call(RANGE, request)
                     items += page.kvs
+                    size += page.ByteSize()
                     revision, more = revision or page.header.revision, page.more
                 return items, revision
         raise Unavailable("registry", "etcd compacts faster than its keys can be read", 1.0)

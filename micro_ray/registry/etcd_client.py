@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
-#: Seconds between two rounds over all endpoints.
-AGAIN = 0.1
+#: Seconds between two rounds over all endpoints; those that a try has at least.
+AGAIN, LEAST = 0.1, 0.1
 #: How often a call asks for a new token before it takes the refusal for an answer.
 TOKENS = 2
 #: Reasons that are logged of one time without etcd, each once, and characters of one.
@@ -118,10 +118,9 @@ class Client:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    async def call(
-        self, method: Method[Q, A], request: Q, *, attempt: float = 0.0, once: bool = False
-    ) -> A:
-        """The answer of the first endpoint that gives one.
+    async def call(self, method: Method[Q, A], request: Q, *, once: bool = False) -> A:
+        """The answer of the first endpoint that gives one. All have ``attempt`` seconds, then twice
+        as many.
 
         Raises Unavailable that says why each did not, when none has within ``patience`` seconds;
         TooManyRequests when etcd is full; TooLarge; :class:`Missing`, :class:`Exists`,
@@ -132,7 +131,8 @@ class Client:
         failed, tokens = 0, 0
         while True:
             number = self._current
-            within = max(0.05, min(attempt or self.attempt, end - loop.time()))
+            patient = self.attempt * 2 ** (failed // len(self.place.endpoints))
+            within = max(LEAST, min(patient, end - loop.time()))
             sent = False
             try:
                 metadata = await self._metadata(number, within)
@@ -144,14 +144,17 @@ class Client:
                     tokens += 1
                     continue
                 self._judge(error)
-                self.leave(number, self._words(error, within))
+                why = self._words(error, within)
+                if error.code() is _S.DEADLINE_EXCEEDED and within < self.attempt:
+                    why = self._why.get(number, why)  # it had too little time to say anything
+                self.leave(number, why)
                 if once and sent and not _is_refused(error):
                     raise Unsure from None
             else:
                 self.reached(number)
                 return answer
             failed += 1
-            if loop.time() >= end:
+            if loop.time() + LEAST >= end:
                 raise self.unavailable()
             if failed % len(self.place.endpoints) == 0:
                 await asyncio.sleep(AGAIN * (0.5 + random.random()))
