@@ -186,6 +186,9 @@ class RemoteRegistry(Registry):
                 pages = [decode(page, Snapshot, "registry") async for page in stream]
         except TimeoutError:
             raise Unavailable("registry", f"no snapshot within {SNAPSHOT:g} s") from None
+        except Unavailable:
+            await self._direct.elsewhere()
+            raise
         if not pages:
             raise BadGateway("registry", "an answer without a snapshot")
         return replace(pages[0], instances=tuple(i for page in pages for i in page.instances))
@@ -261,6 +264,7 @@ class Attachment:
                 self.settled.set()
             except (MicroError, TimeoutError) as error:
                 log.info("not registered: %s", error)
+                await self._direct.elsewhere()
             except Exception:
                 log.exception("not registered")
             finally:

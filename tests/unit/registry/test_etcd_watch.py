@@ -170,7 +170,7 @@ async def test_a_quiet_registry_is_not_taken_for_a_broken_one(etcd: EtcdServer) 
     ):
         await eventually(lambda: history.begun == 1)
         lines = between.count
-        await asyncio.sleep(5)  # longer than a server may be silent
+        await asyncio.sleep(4.5)  # longer than a server may be silent
         await behind.register(instance())
         await eventually(lambda: history.changes == 1)
         assert (history.begun, between.count) == (1, lines)
