@@ -13,6 +13,7 @@ from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import BadRequest
 from micro_ray.events import Events
 from micro_ray.events.sqlite import SqliteEvents
+from micro_ray.finding import Examined, Finding
 from micro_ray.registry import Registry
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.settings import Settings
@@ -20,10 +21,20 @@ from micro_ray.store import Store
 from micro_ray.store.memory import MemoryStore
 from micro_ray.store.sqlite import SqliteStore
 
+POSTGRES = ("postgres", "postgresql", "cockroach", "cockroachdb")
+
 if TYPE_CHECKING:
     from micro_ray.registry.etcd import EtcdRegistry
 
-__all__ = ["broker", "open_broker", "open_events", "open_registry", "open_store", "registry"]
+__all__ = [
+    "broker",
+    "examine",
+    "open_broker",
+    "open_events",
+    "open_registry",
+    "open_store",
+    "registry",
+]
 
 
 @asynccontextmanager
@@ -59,6 +70,20 @@ def registry(settings: Settings) -> MemoryRegistry | EtcdRegistry:
     )
 
 
+async def examine(settings: Settings) -> list[Finding]:
+    """What is found of the servers without which a platform does not start, from here. Raises
+    BadRequest."""
+    found: list[Finding] = []
+    async with registry(settings) as opened:
+        if isinstance(opened, Examined):
+            found += await opened.examine()
+    if settings.store.url.partition("://")[0] in POSTGRES:
+        from micro_ray.store.postgres_health import examine_url
+
+        found += await examine_url(settings.store.url)
+    return found
+
+
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """``sqlite:///folder`` (blank: ``<state>/store``), ``memory://`` (one actor only), or
@@ -69,7 +94,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     if scheme == "sqlite":
         path = urlsplit(f"sqlite://{place}").path
         store = SqliteStore(Path(path) if path.strip("/") else settings.state / "store")
-    elif scheme in ("postgres", "postgresql", "cockroach", "cockroachdb"):
+    elif scheme in POSTGRES:
         # The driver is loaded by the processes that use it: each start of an actor would pay.
         from micro_ray.store.postgres import PostgresStore
 

@@ -18,9 +18,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from micro_ray.errors import MicroError, TooManyRequests, Unavailable
+from micro_ray.finding import Finding
 from micro_ray.registry import DEFAULT_TTL, Change, Instance, Registry, Service, Snapshot
 from micro_ray.registry.checks import check, check_ttl
 from micro_ray.registry.etcd_client import Client, Compacted, Method, Missing, Unsure
+from micro_ray.registry.etcd_health import examine
 from micro_ray.registry.etcd_leases import Leases
 from micro_ray.registry.etcd_records import Layout, Record, normal, pack, unpack
 from micro_ray.registry.etcd_url import Place, Trust
@@ -94,6 +96,10 @@ class EtcdRegistry(Registry):
             await asyncio.gather(*self._ending, return_exceptions=True)
             await client.close()
             await leases.close()
+
+    async def examine(self) -> list[Finding]:
+        """Of etcd: members, quorum, versions, alarms, how full."""
+        return await examine(self._client)
 
     @property
     def _client(self) -> Client:

@@ -43,6 +43,8 @@ _S = grpc.StatusCode
 #: What a server says of a token that it does not take.
 _STALE = ("invalid auth token", "revision of auth store is old", "user name is empty")
 
+#: Asks a member to refuse what it cannot know without a leader.
+LEADER = ("hasleader", "true")
 OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -160,9 +162,11 @@ class Client:
                 await asyncio.sleep(AGAIN * (0.5 + random.random()))
 
     async def ask(self, number: int, method: Method[Q, A], request: Q) -> A:
-        """The answer of one endpoint, for who examines it. Raises Unavailable."""
+        """The answer of one endpoint, with or without a leader, for who examines it. Raises
+        Unavailable."""
         try:
-            metadata = await self._metadata(number, self.attempt)
+            known = await self._metadata(number, self.attempt)
+            metadata = [pair for pair in known if pair != LEADER]
             return await self._unary(number, method, request, self.attempt, metadata)
         except grpc.aio.AioRpcError as error:
             raise Unavailable("registry", self._words(error, self.attempt)) from None
@@ -224,14 +228,13 @@ class Client:
     # -- who we are ------------------------------------------------------------------------------
 
     async def _metadata(self, number: int, within: float) -> Sequence[tuple[str, str]]:
-        fixed = ("hasleader", "true")
         if not self.place.user:
-            return (fixed,)
+            return (LEADER,)
         async with self._authenticating:
             if not self._authenticated:
                 self._token = await self._authenticate(number, within)
                 self._authenticated = True
-        return (fixed, ("token", self._token)) if self._token else (fixed,)
+        return (LEADER, ("token", self._token)) if self._token else (LEADER,)
 
     async def _authenticate(self, number: int, within: float) -> str:
         request = pb.AuthenticateRequest(name=self.place.user, password=self.place.password)
