@@ -314,7 +314,7 @@ class Client:
         if error.code() is _S.DEADLINE_EXCEEDED:
             return f"no answer within {within:.2g} s"
         text = (error.details() or error.code().name).removeprefix("etcdserver: ")
-        text = (text.partition("last error: ")[2] or text)[:WORDS]
+        text = (text.partition("last error: ")[2] or text).removeprefix("UNKNOWN: ")[:WORDS]
         if "invalid user ID or password" in text:
             return f"{text} (check user and password of registry.url)"
         if "user name is empty" in text:

@@ -102,4 +102,5 @@ class Line(Generic[Q, A]):
         elif error is None:
             text = await self._call.details() or (await self._call.code()).name
         text = (text or str(error)).removeprefix("etcdserver: ")
-        return Broken(self.number, text.partition("last error: ")[2] or text)
+        text = text.partition("last error: ")[2] or text
+        return Broken(self.number, text.removeprefix("UNKNOWN: "))
