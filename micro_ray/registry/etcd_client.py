@@ -124,13 +124,15 @@ class Client:
         """The answer of the first endpoint that gives one. All have ``attempt`` seconds, then twice
         as many.
 
-        Raises Unavailable that says why each did not, when none has within ``patience`` seconds;
+        Raises Unavailable that says why each did not, when none has within ``patience`` seconds or
+        none wants us;
         TooManyRequests when etcd is full; TooLarge; :class:`Missing`, :class:`Exists`,
         :class:`Compacted`. With ``once`` what may have been done is not repeated: :class:`Unsure`.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + self.patience
         failed, tokens = 0, 0
+        unwanted: set[int] = set()  # endpoints that do not want us
         while True:
             number = self._current
             patient = self.attempt * 2 ** (failed // len(self.place.endpoints))
@@ -150,13 +152,15 @@ class Client:
                 if error.code() is _S.DEADLINE_EXCEEDED and within < self.attempt:
                     why = self._why.get(number, why)  # it had too little time to say anything
                 self.leave(number, why)
-                if once and sent and not _is_refused(error):
+                if _is_unwanted(error):
+                    unwanted.add(number)
+                elif once and sent and not _is_refused(error):
                     raise Unsure from None
             else:
                 self.reached(number)
                 return answer
             failed += 1
-            if loop.time() + LEAST >= end:
+            if loop.time() + LEAST >= end or len(unwanted) == len(self.place.endpoints):
                 raise self.unavailable()
             if failed % len(self.place.endpoints) == 0:
                 await asyncio.sleep(AGAIN * (0.5 + random.random()))
@@ -322,6 +326,14 @@ class Client:
         if error.code() is _S.PERMISSION_DENIED:
             return f"{text} (user {self.place.user!r} must read and write below registry.prefix)"
         return text
+
+
+def _is_unwanted(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server will not have us, now or in a second."""
+    text = error.details() or ""
+    return error.code() in (_S.PERMISSION_DENIED, _S.UNAUTHENTICATED) or any(
+        words in text for words in ("invalid user ID or password", "user name is empty")
+    )
 
 
 def _is_refused(error: grpc.aio.AioRpcError) -> bool:

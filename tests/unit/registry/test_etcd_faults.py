@@ -250,20 +250,24 @@ async def test_user_and_password_and_tokens_that_expire() -> None:
 
 async def test_who_may_not() -> None:
     async with server() as etcd:
-        await etcd.protect("micro")
+        await etcd.protect("micro", seen="seen")
         secret = quote(PASSWORD, safe="")
         address = etcd.address
-        async with registry(f"etcd://{USER}:wrong@{address}", patience=0.5) as here:
+        begun = time.monotonic()
+        options = {"patience": 30, "attempt": 10}
+        async with registry(f"etcd://{USER}:wrong@{address}", **options) as here:
             told = await refusal(here)
             assert "check user and password of registry.url" in told
             assert "wrong" not in told
-        async with registry(f"etcd://{address}", patience=0.5) as here:
+        async with registry(f"etcd://{address}", **options) as here:
             assert "registry.url etcd://user:password@..." in await refusal(here)
         url = f"etcd://{USER}:{secret}@{address}"
-        async with registry(url, prefix="other", patience=0.5) as here:
-            told = await refusal(here)
+        for prefix in ("other", "seen"):
+            async with registry(url, prefix=prefix, **options) as here:
+                told = await refusal(here)
             assert "permission denied" in told
             assert f"user '{USER}' must read and write below registry.prefix" in told
+        assert time.monotonic() - begun < 25  # who is not wanted need not ask on
 
 
 async def test_auth_that_is_turned_on_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
