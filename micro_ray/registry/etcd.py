@@ -121,7 +121,6 @@ class EtcdRegistry(Registry):
     ) -> None:
         self._open()
         check_ttl(ttl)
-        check(instance)
         key = self._layout.node(instance.namespace, instance.node.id)
         record = Record(instance=instance, ttl=ttl, holder=holder)
         held = self._known(key)
@@ -129,6 +128,7 @@ class EtcdRegistry(Registry):
             if (await self._leases.renew([held.lease]))[0]:
                 return
             self._held.pop(key, None)
+        check(instance)
         write = _Write(self, key, record)
         try:
             for _ in range(TRIES):

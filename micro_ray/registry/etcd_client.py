@@ -278,6 +278,8 @@ class Client:
     def leave(self, number: int, why: str) -> None:
         """Go on at the next endpoint."""
         self._why[number] = why
+        if any(words in why for words in _STALE):
+            self.expired()
         if why not in self._said and len(self._said) < REASONS:
             self._said.add(why)
             log.warning("etcd at %s: %s", self.place.endpoints[number], why)

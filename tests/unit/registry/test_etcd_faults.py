@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,10 @@ from micro_ray.errors import MicroError, TooManyRequests, Unavailable
 from micro_ray.registry import Endpoint, Registry
 from micro_ray.registry.etcd import EtcdRegistry
 from micro_ray.registry.etcd_url import Files, Trust, parse, trust
+from micro_ray.wire import registry as face
+from micro_ray.wire.client import WireDialer
+from micro_ray.wire.registry import Attachment
+from micro_ray.wire.server import Server
 from tests.fixtures.certificates import certificates
 from tests.fixtures.etcd import PASSWORD, USER, EtcdServer, server
 from tests.fixtures.history import watched
@@ -129,6 +134,27 @@ async def _until_registered(here: Registry) -> None:
             await asyncio.sleep(0.05)
         else:
             return
+
+
+async def test_nodes_stay_while_etcd_is_away_for_a_moment() -> None:
+    """What cannot be renewed is not taken out: it is the registry that is away, not the node."""
+    with TemporaryDirectory(prefix="ea-") as folder:
+        async with (
+            server() as etcd,
+            registry(f"etcd://{etcd.address}", patience=0.3) as here,
+            Server(face.endpoints(here).handler) as wire,
+        ):
+            address = await wire.listen(f"unix:{folder}/r.sock")
+            attachment = Attachment(WireDialer(), [address], instance(), 3.0)
+            async with watched(here, again=True) as history, attachment:
+                await asyncio.wait_for(attachment.ready.wait(), 10)
+                await etcd.kill()
+                await eventually(lambda: not attachment.ready.is_set(), within=10)
+                await etcd.start()
+                await asyncio.wait_for(attachment.ready.wait(), 10)
+                await here.register(instance(node="mark"))
+                await eventually(lambda: history.changes == 2, within=10)
+                assert await ids(here) == ["n1", "mark"]
 
 
 async def fill(here: Registry) -> TooManyRequests:
