@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from micro_ray.actors.backends import broker
+from micro_ray.actors.backends import broker, registry
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
 from micro_ray.runtime.waiting import to_its_end
@@ -119,6 +119,7 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         settings = replace(settings, anchor=os.getpid())
         address = await ladder.enter_async_context(_ray(settings))
         timed(f"ray       up  {address}")
+        await _external_registry(settings, timed)
         # Imported late: Ray and Serve read the environment that _ray() has just set.
         await _thread(import_module, "micro_ray.serve.api")
         from micro_ray.actors.launch import Supervisor
@@ -168,6 +169,32 @@ def _check(settings: Settings) -> None:
             "settings", "registry.url memory:// lives in one process: set pools.registry to 1"
         )
     broker(settings)
+    registry(settings)
+
+
+async def _external_registry(settings: Settings, report: Report) -> None:
+    """Wait for a registry that outlives this platform, saying for what; take out of it the nodes of
+    an earlier life of everything on this machine: none of them lives."""
+    if settings.registry.url.startswith("memory:"):
+        return
+    said = ""
+    async with registry(settings) as opened:
+        while True:
+            try:
+                snapshot = await opened.snapshot()
+                break
+            except Unavailable as error:
+                if error.detail != said:
+                    said = error.detail
+                    report(f"registry  {said}")
+                await asyncio.sleep(0.2)
+        if settings.ray.address != "local":
+            return
+        ours = f"unix:{settings.run}/"
+        for instance in snapshot.instances:
+            node = instance.node
+            if node.host == settings.host and any(a.startswith(ours) for a in node.addresses):
+                await opened.deregister(instance.namespace, node.id)
 
 
 def _free(host: str, port: int, name: str) -> None:

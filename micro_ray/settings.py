@@ -64,6 +64,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "api.max_in_flight": (1, 2**20),
     "api.header_timeout": (0.001, 86_400),
     "registry.ttl": (1, 3_600),
+    "registry.patience": (0.1, 60),
     "store.max_value": (1, 2**30),
     "store.max_key": (1, 65_536),
     "broker.max_message": (1, 8 * 2**20),
@@ -143,10 +144,18 @@ class Api:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """``ttl``: seconds that a node is known without a sign of life."""
+    """``url``: ``memory://``, ``etcd://user:password@a:2379,b:2379`` or ``etcds://...`` (TLS);
+    ``prefix`` is that of the keys there, ``tls_...`` are files (blank: what the system trusts).
+    ``ttl``: seconds that a node is known without a sign of life; ``patience``: seconds that a verb
+    waits for etcd."""
 
     url: str = "memory://"
     ttl: float = 30.0
+    prefix: str = "micro"
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    patience: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ class Noun:
 NOUNS = {
     "registry": Noun(
         interface="Registry",
-        backends=("memory",),
+        backends=("memory", "etcd"),
         actor="RegistryActor",
         cli="registry",
         suite="test_registry.py",

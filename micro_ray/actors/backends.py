@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from micro_ray.broker import Broker, Limits
@@ -12,6 +13,7 @@ from micro_ray.broker.memory import MemoryBroker
 from micro_ray.errors import BadRequest
 from micro_ray.events import Events
 from micro_ray.events.sqlite import SqliteEvents
+from micro_ray.finding import Examined, Finding
 from micro_ray.registry import Registry
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.settings import Settings
@@ -19,20 +21,67 @@ from micro_ray.store import Store
 from micro_ray.store.memory import MemoryStore
 from micro_ray.store.sqlite import SqliteStore
 
-__all__ = ["broker", "open_broker", "open_events", "open_registry", "open_store"]
+POSTGRES = ("postgres", "postgresql", "cockroach", "cockroachdb")
+
+if TYPE_CHECKING:
+    from micro_ray.registry.etcd import EtcdRegistry
+
+__all__ = [
+    "broker",
+    "examine",
+    "open_broker",
+    "open_events",
+    "open_registry",
+    "open_store",
+    "registry",
+]
 
 
 @asynccontextmanager
 async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
-    """``memory://``."""
-    scheme = urlsplit(settings.registry.url).scheme
-    if scheme != "memory":
-        raise BadRequest("settings", f"registry.url: {settings.registry.url!r} is not memory://")
-    registry = MemoryRegistry()
-    try:
-        yield registry
-    finally:
-        await registry.close()
+    """``memory://`` (one actor only), ``etcd://...`` or ``etcds://...``, which need not be there
+    yet: verbs say what they wait for."""
+    async with registry(settings) as opened:
+        yield opened
+
+
+def registry(settings: Settings) -> MemoryRegistry | EtcdRegistry:
+    """The registry that the settings name, not yet entered. Raises BadRequest."""
+    given = settings.registry
+    if given.url == "memory://":
+        return MemoryRegistry()
+    if given.url.startswith("memory:"):
+        raise BadRequest("settings", "registry.url: nothing follows memory://")
+    # Late: a platform without etcd need not load its client.
+    from micro_ray.registry.etcd import EtcdRegistry
+    from micro_ray.registry.etcd_url import Files, parse, trust
+
+    place = parse(given.url)
+    files = Files(authority=given.tls_ca, certificate=given.tls_cert, key=given.tls_key)
+    if files != Files() and not place.tls:
+        raise BadRequest(
+            "settings", "registry.tls_...: files are given, but registry.url is not etcds://"
+        )
+    return EtcdRegistry(
+        place,
+        prefix=given.prefix,
+        trust=trust(files) if place.tls else None,
+        patience=given.patience,
+    )
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """What is found of the servers without which a platform does not start, from here. Raises
+    BadRequest."""
+    found: list[Finding] = []
+    async with registry(settings) as opened:
+        if isinstance(opened, Examined):
+            found += await opened.examine()
+    if settings.store.url.partition("://")[0] in POSTGRES:
+        from micro_ray.store.postgres_health import examine_url
+
+        found += await examine_url(settings.store.url)
+    return found
 
 
 @asynccontextmanager
@@ -45,7 +94,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     if scheme == "sqlite":
         path = urlsplit(f"sqlite://{place}").path
         store = SqliteStore(Path(path) if path.strip("/") else settings.state / "store")
-    elif scheme in ("postgres", "postgresql", "cockroach", "cockroachdb"):
+    elif scheme in POSTGRES:
         # The driver is loaded by the processes that use it: each start of an actor would pay.
         from micro_ray.store.postgres import PostgresStore
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 
+from micro_ray.finding import Examined
 from micro_ray.network import Dialer
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
@@ -68,6 +69,9 @@ class Member:
             sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
         try:
             endpoints = await self.open()
+            backend = getattr(self, "backend", None)
+            if isinstance(backend, Examined):
+                endpoints.examine(backend.examine)
             self.host = await self._stack.enter_async_context(self._host(endpoints))
         except BaseException:
             await self._stack.aclose()

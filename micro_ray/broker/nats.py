@@ -25,9 +25,11 @@ import nats.errors
 
 from micro_ray.broker import DEFAULT, Broker, Limits, Message, Subscription, checks
 from micro_ray.broker.nats_client import GuardedClient, Taker
+from micro_ray.broker.nats_health import examine
 from micro_ray.broker.nats_url import Place
 from micro_ray.broker.waiting import Queue, Reader, Spaces
 from micro_ray.errors import MicroError, TooLarge, Unavailable
+from micro_ray.finding import Finding
 
 __all__ = ["NatsBroker"]
 
@@ -97,6 +99,12 @@ class NatsBroker(Broker):
 
     async def check(self) -> None:
         await self._ready(0)
+
+    async def examine(self) -> list[Finding]:
+        """Of NATS: which servers answer, and what they are."""
+        client = self._client if self._up.is_set() else None
+        info = dict(client._server_info) if client is not None else {}
+        return await examine(self._place, info, self._why)
 
     # -- verbs -----------------------------------------------------------------------------------
 

@@ -30,8 +30,10 @@ DISK = 512 * 2**20
 PLATFORM = frozenset(
     {"registry", "router", "store", "broker", "events", "config", "network", "runtime"}
 )
-#: Seconds that the door has for an answer.
-PATIENCE = 2.0
+#: Those of them that may have a server behind them.
+BACKENDS = ("registry", "broker", "store", "events")
+#: Seconds that the door has for an answer, and that an examination of a backend may take.
+PATIENCE, EXAMINATION = 2.0, 15.0
 
 
 @click.command()
@@ -65,6 +67,7 @@ def _checks(session: Session) -> Iterator[Row]:
     yield disk(folder, shutil.disk_usage(folder).free)
     yield state(settings.state, folder)
     yield server(session)
+    yield from backends(session)
     yield sockets(settings, session.reached)
     yield door(settings, session.reached)
 
@@ -123,6 +126,30 @@ def server(session: Session) -> Row:
         names = ", ".join(sorted(missing))
         return "server", False, f"missing: {names}; they come back by themselves within seconds"
     return "server", True, "all platform services"
+
+
+def backends(session: Session) -> Iterator[Row]:
+    """What the platform finds of the servers behind it. When it does not answer, those that hold up
+    its start are examined from here."""
+    if session.reached:
+        for service in BACKENDS:
+            try:
+                rows = session.call(service, "Debug.Backend", {}, timeout=EXAMINATION)
+            except MicroError as error:
+                yield service, False, f"cannot be asked for what is behind it: {error.detail}"
+            else:
+                yield from ((row["check"], row["good"], row["text"]) for row in rows)
+        return
+    import asyncio
+
+    from micro_ray.actors.backends import examine
+
+    try:
+        found = asyncio.run(examine(session.settings))
+    except MicroError as error:
+        yield "settings", False, error.detail
+        return
+    yield from ((finding.check, finding.good, finding.text) for finding in found)
 
 
 def sockets(settings: Settings, up: bool) -> Row:

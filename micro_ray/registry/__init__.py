@@ -5,7 +5,7 @@ endpoints. Registrations are leases: they end by :meth:`Registry.deregister` or 
 passes without a renewal. Every change has a revision; :meth:`Registry.watch` gives a snapshot's
 changes in order.
 
-Backends: ``memory.py`` (embedded). External: etcd (not yet).
+Backends: ``memory.py`` (embedded), ``etcd.py``.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One step of the registry's history. ``revision`` grows by one each; a DELETE carries the
-    instance as it was."""
+    """One step of the registry's history. ``revision`` is where a watch goes on after it: it grows
+    from change to change, and stays the same only between several that were made at once (a hand
+    that empties etcd), of which the last raises it. A DELETE carries the instance as it was."""
 
     revision: int
     action: Action
@@ -120,9 +121,11 @@ class Registry(abc.ABC):
     reach."""
 
     @abc.abstractmethod
-    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
+    async def register(
+        self, instance: Instance, *, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
         """Put or renew a node's registration for ``ttl`` seconds. It ends within a second after
-        that.
+        that. ``holder`` names who registers, for :meth:`deregister`.
 
         A node is known by its namespace and id: registering it with anything else changed replaces
         what was there. An identical registration only renews (no change is seen by watchers).
@@ -137,8 +140,9 @@ class Registry(abc.ABC):
         (they must register again)."""
 
     @abc.abstractmethod
-    async def deregister(self, namespace: str, node_id: str) -> None:
-        """Remove a node. Not an error when it is not there."""
+    async def deregister(self, namespace: str, node_id: str, *, holder: str = "") -> None:
+        """Remove a node. Not an error when it is not there. With a holder it is removed only when
+        this was the last who registered it."""
 
     @abc.abstractmethod
     async def get(self, namespace: str, service: str) -> list[Service]:

@@ -4,17 +4,16 @@ filled by the nodes, which attach again when their stream breaks."""
 from __future__ import annotations
 
 import asyncio
-import difflib
 import heapq
 import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from micro_ray.errors import Conflict, NotFound, TooManyRequests, Unavailable
+from micro_ray.errors import Conflict, TooManyRequests, Unavailable
 from micro_ray.registry import (
     DEFAULT_TTL,
     Action,
@@ -25,6 +24,7 @@ from micro_ray.registry import (
     Snapshot,
 )
 from micro_ray.registry.checks import check, check_ttl
+from micro_ray.registry.listing import Ordered, find, services
 
 __all__ = ["Capacity", "MemoryRegistry"]
 
@@ -32,8 +32,6 @@ __all__ = ["Capacity", "MemoryRegistry"]
 SWEEP = 0.5
 #: Seconds that a look may come late before the time counts as lost: nobody could renew meanwhile.
 STALL = 1.0
-#: Names that are compared to say what is near.
-NEAR = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +52,7 @@ class _Lease:
     ttl: float
     until: float
     order: int
+    holder: str
     #: When the sweep looks at this lease; a renewal moves ``until`` alone, so that the heap has one
     #: entry per lease however often it is renewed.
     queued: float = math.inf
@@ -84,7 +83,15 @@ class MemoryRegistry(Registry):
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
+    async def __aenter__(self) -> MemoryRegistry:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def register(
+        self, instance: Instance, *, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
         self._check_open()
         check_ttl(ttl)
         key = (instance.namespace, instance.node.id)
@@ -94,6 +101,7 @@ class MemoryRegistry(Registry):
             lease.ttl, lease.until = ttl, until
         else:
             lease = self._put(key, instance, lease, ttl, until)
+        lease.holder = holder
         if until < lease.queued:
             self._queue(key, lease)
         if self._sweeper is None:
@@ -115,7 +123,7 @@ class MemoryRegistry(Registry):
             raise TooManyRequests("registry", f"all {capacity.size} bytes are taken", 10.0)
         self._size += size - freed
         self._leases.pop(key, None)
-        lease = self._leases[key] = _Lease(instance, size, ttl, until, self._revision + 1)
+        lease = self._leases[key] = _Lease(instance, size, ttl, until, self._revision + 1, "")
         self._record(Action.PUT, lease)
         return lease
 
@@ -130,43 +138,22 @@ class MemoryRegistry(Registry):
                 lease.until = self._clock() + lease.ttl
         return unknown
 
-    async def deregister(self, namespace: str, node_id: str) -> None:
+    async def deregister(self, namespace: str, node_id: str, *, holder: str = "") -> None:
         self._check_open()
-        self._remove((namespace, node_id))
+        lease = self._leases.get((namespace, node_id))
+        if lease is not None and holder in ("", lease.holder):
+            self._remove((namespace, node_id))
 
     async def get(self, namespace: str, service: str) -> list[Service]:
         self._check_open()
-        wanted = service.lower()
-        found = [
-            lease
-            for (space, _), lease in self._leases.items()
-            if space == namespace and lease.instance.service.lower() == wanted
-        ]
-        if not found:
-            raise NotFound(
-                "registry",
-                f"no service {service[:80]!r} in {namespace}{self._near(namespace, wanted)}",
-            )
-        return _services(sorted(found, key=lambda lease: -lease.order))
-
-    def _near(self, namespace: str, wanted: str) -> str:
-        names = {
-            lease.instance.service.lower(): lease.instance.service
-            for (space, _), lease in self._leases.items()
-            if space == namespace
-        }
-        some = itertools.islice(names, NEAR)
-        near = difflib.get_close_matches(wanted[:80], some, n=3, cutoff=0.5)
-        return f"; did you mean {', '.join(names[name] for name in near)}?" if near else ""
+        return find(self._ordered(), namespace, service)
 
     async def list(self, namespace: str) -> list[Service]:
         self._check_open()
-        leases = [
-            lease
-            for (space, _), lease in self._leases.items()
-            if namespace == "*" or space == namespace
-        ]
-        return sorted(_services(leases), key=lambda s: (s.namespace, s.name, s.version))
+        return services(self._ordered(), namespace)
+
+    def _ordered(self) -> Iterator[Ordered]:
+        return ((lease.order, lease.instance) for lease in self._leases.values())
 
     async def snapshot(self) -> Snapshot:
         self._check_open()
@@ -263,26 +250,3 @@ class MemoryRegistry(Registry):
             heapq.heapify(self._expiry)
         else:
             heapq.heappush(self._expiry, (lease.until, key))
-
-
-def _services(leases: Iterable[_Lease]) -> list[Service]:
-    """Instances grouped by version, in the order given; endpoints are the newest node's."""
-    groups: dict[tuple[str, str, str], list[_Lease]] = {}
-    for lease in leases:
-        instance = lease.instance
-        key = (instance.namespace, instance.service, instance.version)
-        groups.setdefault(key, []).append(lease)
-    services = []
-    for (namespace, name, version), members in groups.items():
-        newest = max(members, key=lambda lease: lease.order).instance
-        services.append(
-            Service(
-                name=name,
-                version=version,
-                namespace=namespace,
-                endpoints=newest.endpoints,
-                metadata=newest.metadata,
-                nodes=tuple(lease.instance.node for lease in members),
-            )
-        )
-    return services

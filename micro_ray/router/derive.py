@@ -1,8 +1,9 @@
 """The router: follows a registry, derives routes, hands out a full table and then deltas.
 
 When the registry is out of reach the last good table goes on being served, marked stale, and
-nothing is taken from it. A registry that starts anew (another epoch) is empty at first: routes it
-does not confirm within ``grace`` seconds go, not before.
+nothing is taken from it. A registry that starts anew (another epoch) is empty at first, and one
+that was out of reach for long may have let those end that could not renew: routes it does not
+confirm within ``grace`` seconds go, not before.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class Router:
         self._epoch = os.urandom(8).hex()
         self._revision = 0
         self._registry_epoch = ""
+        #: Since when the registry is out of reach, if it is.
+        self._lost: float | None = None
         self._instances: dict[Key, Instance] = {}
         #: How many nodes each group has, and until when one that has none stays known.
         self._nodes: Counter[Group] = Counter()
@@ -142,6 +145,8 @@ class Router:
                 log.info("the registry is out of reach: %s", error)
             except Exception:
                 log.exception("the registry cannot be followed")
+            if self._lost is None:
+                self._lost = self._clock()
             if not self.table.stale:
                 self._emit(self._delta(stale=True))
             await asyncio.sleep(pause * (0.5 + random.random()))
@@ -168,8 +173,11 @@ class Router:
         )
 
     def _rebuild(self, snapshot: Snapshot) -> None:
-        """Bring the table to a snapshot, as one delta."""
-        new_life = snapshot.epoch != self._registry_epoch
+        """Bring the table to a snapshot, as one delta. Who is missing in a new life is in doubt."""
+        lost, self._lost = self._lost, None
+        # Who lives renews at least twice in this time, if it can.
+        absent = lost is not None and self._clock() - lost > self._grace / 2
+        new_life = absent or snapshot.epoch != self._registry_epoch
         self._registry_epoch = snapshot.epoch
         have = {(i.namespace, i.node.id): i for i in snapshot.instances}
         taken = {place for i in snapshot.instances for place in _places(i)}

@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from typing import Any, cast
 
 from micro_ray.errors import MicroError, NotFound, Unavailable
+from micro_ray.finding import Finding
 from micro_ray.store import (
     DEFAULT,
     MAX_KEYS,
@@ -35,6 +36,7 @@ from micro_ray.store import (
 )
 from micro_ray.store.postgres_blobs import Blobs
 from micro_ray.store.postgres_database import PATIENCE, Database
+from micro_ray.store.postgres_health import examine
 from micro_ray.store.postgres_plan import Job, Place
 from micro_ray.store.postgres_pool import Connection
 from micro_ray.store.postgres_reads import Reads
@@ -98,6 +100,10 @@ class PostgresStore(Store):
         await self._writes.close()
         await self._reads.close()
         await self._database.close()
+
+    async def examine(self) -> list[Finding]:
+        """Of the database: what it is, and whether it keeps what it confirms."""
+        return await examine(self._database)
 
     def _check(self, namespace: str, database: str = DEFAULT, table: str = DEFAULT) -> None:
         checks.name("namespace", namespace)

@@ -41,6 +41,7 @@ import msgspec
 
 from micro_ray.context import CURRENT, Context
 from micro_ray.errors import BadRequest, MicroError, NotFound, Unavailable
+from micro_ray.finding import Finding, Findings
 from micro_ray.network import Refused
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.wire.schema import Codec, codec, kind_of_fields
@@ -102,7 +103,12 @@ class Endpoints:
         self._requests = 0
         self._errors = 0
         self._started = time.time()
-        for name, function in (("Debug.Health", self._health), ("Debug.Stats", self._stats)):
+        self._examinations: list[Findings] = []
+        for name, function in (
+            ("Debug.Health", self._health),
+            ("Debug.Stats", self._stats),
+            ("Debug.Backend", self._backend),
+        ):
             self._serve[fold(name)] = self._build(name, function)[1]
 
     def add(
@@ -142,6 +148,14 @@ class Endpoints:
     def check(self, function: Check) -> None:
         """Add a health check: an async function that raises when something is wrong."""
         self._checks.append(function)
+
+    def examine(self, function: Findings) -> None:
+        """Add an examination of what is behind this service, for ``micro doctor``."""
+        self._examinations.append(function)
+
+    async def _backend(self) -> list[Finding]:
+        """What an examination of the servers behind this service finds."""
+        return [finding for each in self._examinations for finding in await each()]
 
     async def handler(self, incoming: Incoming) -> None:
         """The ``wire.server.Handler`` of these endpoints."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,13 +52,13 @@ class _Face:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        # Which stream a node's registration belongs to: the end of an older one must not remove it.
-        self._holders: dict[tuple[str, str], object] = {}
 
     async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
         """Register a node for as long as this stream lasts; empty messages renew, another
         instance of the same node replaces what was registered."""
-        mine, holder = None, object()
+        # The end of an older stream must not remove what a newer one, here or at another member of
+        # the pool, has registered.
+        mine, holder = None, os.urandom(8).hex()
         ttl = DEFAULT_TTL
         key = ("", "")
         try:
@@ -68,31 +69,35 @@ class _Face:
                 if given is not None:
                     if mine is not None and key != (given.namespace, given.node.id):
                         raise BadRequest("registry", f"this stream is of the node {key[1]}")
-                    await self._registry.register(given, ttl=message.ttl)
                     mine, ttl = given, message.ttl
                     key = (mine.namespace, mine.node.id)
-                    self._holders[key] = holder
+                    await self._registry.register(given, ttl=ttl, holder=holder)
                 elif mine is not None:
                     # Not a mere renewal: the lease may have ended while the node was silent.
-                    await self._registry.register(mine, ttl=ttl)
+                    await self._registry.register(mine, ttl=ttl, holder=holder)
                 yield Attached(node=key[1])
+        except Unavailable:
+            # It is the registry that is away; the node lives, and comes again.
+            mine = None
+            raise
         finally:
-            if self._holders.get(key) is holder:
-                del self._holders[key]
+            if mine is not None:
                 with contextlib.suppress(Unavailable):
-                    await self._registry.deregister(*key)
+                    await self._registry.deregister(*key, holder=holder)
 
-    async def register(self, instance: Instance, ttl: float = DEFAULT_TTL) -> None:
+    async def register(
+        self, instance: Instance, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
         """Register a node for ``ttl`` seconds."""
-        await self._registry.register(instance, ttl=ttl)
+        await self._registry.register(instance, ttl=ttl, holder=holder)
 
     async def renew(self, nodes: list[str], namespace: str = "micro") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
         return await self._registry.renew(namespace, nodes)
 
-    async def deregister(self, node: str, namespace: str = "micro") -> None:
-        """Remove a node."""
-        await self._registry.deregister(namespace, node)
+    async def deregister(self, node: str, namespace: str = "micro", holder: str = "") -> None:
+        """Remove a node; with a holder, only when this was the last who registered it."""
+        await self._registry.deregister(namespace, node, holder=holder)
 
     async def get_service(self, service: str, namespace: str = "micro") -> list[Service]:
         """All versions of a service, with endpoints and nodes."""
@@ -148,15 +153,19 @@ class RemoteRegistry(Registry):
         if self._closed:
             raise Unavailable("registry", "this way to the registry is closed")
 
-    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
-        await self._call("Register", {"instance": instance, "ttl": ttl}, object)
+    async def register(
+        self, instance: Instance, *, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
+        request = {"instance": instance, "ttl": ttl, "holder": holder}
+        await self._call("Register", request, object)
 
     async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
         request = {"nodes": [*node_ids], "namespace": namespace}
         return await self._call("Renew", request, list[str])
 
-    async def deregister(self, namespace: str, node_id: str) -> None:
-        await self._call("Deregister", {"node": node_id, "namespace": namespace}, object)
+    async def deregister(self, namespace: str, node_id: str, *, holder: str = "") -> None:
+        request = {"node": node_id, "namespace": namespace, "holder": holder}
+        await self._call("Deregister", request, object)
 
     async def get(self, namespace: str, service: str) -> list[Service]:
         request = {"service": service, "namespace": namespace}
@@ -177,6 +186,9 @@ class RemoteRegistry(Registry):
                 pages = [decode(page, Snapshot, "registry") async for page in stream]
         except TimeoutError:
             raise Unavailable("registry", f"no snapshot within {SNAPSHOT:g} s") from None
+        except Unavailable:
+            await self._direct.elsewhere()
+            raise
         if not pages:
             raise BadGateway("registry", "an answer without a snapshot")
         return replace(pages[0], instances=tuple(i for page in pages for i in page.instances))
@@ -252,6 +264,7 @@ class Attachment:
                 self.settled.set()
             except (MicroError, TimeoutError) as error:
                 log.info("not registered: %s", error)
+                await self._direct.elsewhere()
             except Exception:
                 log.exception("not registered")
             finally:

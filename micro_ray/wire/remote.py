@@ -63,7 +63,8 @@ def decode(body: bytes, kind: type[T], where: str) -> T:
 
 
 class Direct:
-    """Calls a service at the first of some addresses that answers; one connection at a time."""
+    """Calls a service at the first of some addresses that answers; one connection at a time. Those
+    who find that it cannot serve say so (:meth:`elsewhere`)."""
 
     def __init__(self, dialer: Dialer, addresses: Sequence[str], service: str) -> None:
         self._dialer = dialer
@@ -96,6 +97,14 @@ class Direct:
     async def open(self, endpoint: str) -> Stream:
         peer = await self.peer()
         return await peer.open(Call(service=self._service, endpoint=endpoint, content=MSGPACK))
+
+    async def elsewhere(self) -> None:
+        """Leave who answers but cannot serve (what is behind him is out of his reach), and begin
+        with the next address."""
+        peer, self._peer = self._peer, None
+        self._addresses = (*self._addresses[1:], *self._addresses[:1])
+        if peer is not None:
+            await peer.close()
 
     async def close(self) -> None:
         if self._peer is not None:

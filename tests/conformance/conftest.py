@@ -16,6 +16,8 @@ from micro_ray.registry import Registry
 from micro_ray.store import Store
 from tests.fixtures import brokers, configs, registries
 from tests.fixtures import events as event_ways
+from tests.fixtures.etcd import EtcdServer
+from tests.fixtures.etcd import server as etcd
 from tests.fixtures.nats import NatsServer
 from tests.fixtures.nats import server as nats
 from tests.fixtures.stores import NAMES, Clock, opener
@@ -46,13 +48,42 @@ def ticks() -> registries.Clock:
     return registries.Clock()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def etcd_server() -> AsyncIterator[EtcdServer]:
+    """One for all tests that leave it as it is."""
+    async with etcd() as up:
+        yield up
+
+
+@pytest.fixture
+def etcd_behind(request: pytest.FixtureRequest) -> EtcdServer | None:
+    """etcd for the ways that lead there; the others do without."""
+    if "etcd" not in request.node.callspec.params["way"]:
+        return None
+    server: EtcdServer = request.getfixturevalue("etcd_server")
+    return server
+
+
 @pytest.fixture(params=sorted(registries.OPENERS))
-async def registry(
-    request: pytest.FixtureRequest, ticks: registries.Clock
-) -> AsyncIterator[Registry]:
+async def way(
+    request: pytest.FixtureRequest, ticks: registries.Clock, etcd_behind: EtcdServer | None
+) -> AsyncIterator[registries.Way]:
     with tempfile.TemporaryDirectory(prefix="rg-") as folder:
-        async with registries.OPENERS[request.param](Path(folder), ticks) as opened:
-            yield opened
+        async with registries.OPENERS[request.param](Path(folder), ticks, etcd_behind) as way:
+            yield way
+
+
+@pytest.fixture
+def registry(way: registries.Way) -> Registry:
+    return way.registry
+
+
+@pytest.fixture(params=registries.TIMED)
+async def timed(request: pytest.FixtureRequest, ticks: registries.Clock) -> AsyncIterator[Registry]:
+    """A registry whose time is ``ticks``."""
+    with tempfile.TemporaryDirectory(prefix="rg-") as folder:
+        async with registries.OPENERS[request.param](Path(folder), ticks, None) as way:
+            yield way.registry
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from micro_ray.errors import BadRequest, MicroError, TooManyRequests
+from micro_ray.errors import BadRequest, MicroError, TooManyRequests, Unavailable
 from micro_ray.network import Call, Peer, Stream
-from micro_ray.registry import Instance
+from micro_ray.registry import DEFAULT_TTL, Instance
 from micro_ray.registry.memory import Capacity, MemoryRegistry
 from micro_ray.wire import registry as face
 from micro_ray.wire.client import WireDialer
@@ -203,3 +203,33 @@ async def test_a_refused_change_ends_what_was_registered(
     with pytest.raises(BadRequest, match=r"node\.weight"):
         await say(stream, instance=instance(weight=-1))
     await eventually(gone(registry))
+
+
+class Distant(MemoryRegistry):
+    """What is behind it is out of its reach at times."""
+
+    away = False
+
+    async def register(
+        self, instance: Instance, *, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
+        if self.away:
+            raise Unavailable("registry", "waiting for what is behind it")
+        await super().register(instance, ttl=ttl, holder=holder)
+
+
+async def test_a_registry_that_is_away_takes_nobody_out() -> None:
+    """The stream ends, since nothing was renewed; the node lives, and stays for its TTL."""
+    async with Distant() as registry, Server(face.endpoints(registry).handler) as server:
+        with TemporaryDirectory(prefix="ra-") as folder:
+            peer = await WireDialer().dial(await server.listen(f"unix:{folder}/r.sock"))
+            stream = await attach(peer)
+            await say(stream, instance=instance())
+            registry.away = True
+            with pytest.raises(Unavailable, match="waiting for"):
+                await say(stream)
+            registry.away = False
+            again = await attach(peer)
+            await say(again, instance=instance())
+            assert (await registry.snapshot()).revision == 1  # it never left
+            await peer.close()

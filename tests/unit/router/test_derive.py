@@ -181,6 +181,27 @@ async def test_a_new_life_of_the_registry_has_the_grace_to_confirm(
     assert following.ids() == ["a"]
 
 
+async def test_a_registry_that_was_gone_for_long_has_the_grace_to_confirm(
+    place: RegistryPlace, follow: Follow, clock: Clock
+) -> None:
+    """Nobody could renew: that nodes have ended there says nothing of them."""
+    following = await follow(grace=GRACE)
+    for node in ("a", "b"):
+        await place.registry.register(instance(node=node))
+    await following.has("a", "b")
+    await place.close()
+    await following.stale()
+    clock.now += GRACE
+    for node in ("a", "b"):
+        await place.registry.deregister("micro", node)
+    await place.open(same=True)
+    await following.stale(False)
+    assert following.ids() == ["a", "b"]
+    await place.registry.register(instance(node="a"))
+    clock.now += GRACE + 1
+    await following.has("a")
+
+
 async def test_doubt_outlives_a_cut_line(
     place: RegistryPlace, follow: Follow, clock: Clock
 ) -> None:

@@ -1,0 +1,50 @@
+"""The examination of NATS: which servers answer, and what they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from micro_ray.broker.nats_url import Place
+from micro_ray.finding import Finding
+
+__all__ = ["examine"]
+
+#: Seconds that a server has to take a connection.
+PATIENCE = 2.0
+
+
+async def examine(place: Place, info: dict[str, Any], why: str) -> list[Finding]:
+    """``info`` is what the server we are connected to says of itself; without one ``why`` says what
+    is in the way."""
+    asked = await asyncio.gather(*(_answers(server) for server in place.servers))
+    down = {s: text for s, text in zip(place.servers, asked, strict=True) if text}
+    away = "; ".join(f"{server}: {text}" for server, text in down.items())
+    if not info:
+        hint = f" ({away})" if away else ""
+        return [_bad(f"not connected to NATS at {place}: {why}{hint}; nothing is carried")]
+    told = f"NATS {info.get('version', '?')}, connected to {info.get('server_name', '?')}"
+    others = len(info.get("connect_urls") or ())
+    if others:
+        told += f", {others} server{'s' if others > 1 else ''} in its cluster"
+    if down:
+        return [_bad(f"{told}; not in reach: {away}. Start what is down, or correct broker.url")]
+    return [Finding(check="broker", good=True, text=told)]
+
+
+async def _answers(server: str) -> str:
+    """Why a server does not; blank when it does."""
+    host, _, port = server.rpartition(":")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        return f"no answer within {PATIENCE:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.transport.abort()
+    return ""
+
+
+def _bad(text: str) -> Finding:
+    return Finding(check="broker", good=False, text=text)
