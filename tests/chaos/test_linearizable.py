@@ -2,7 +2,7 @@
 the database are cut, and clients go away.
 
 The short form takes some seconds a test; ``scripts/linearizable`` is the long form of 100,000 calls
-each.
+each, without end to the kills.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -30,20 +30,25 @@ from tests.fixtures.members import Town, caller
 from tests.fixtures.postgres import Postgres, schema
 from tests.fixtures.proxy import Proxy, proxy
 
-#: Calls per test, and what repeats their choice; scripts/linearizable asks for more.
-CALLS = int(os.environ.get("MICRO_CHAOS_CALLS", "1500"))
+#: Calls per test, and what repeats their choice; scripts/linearizable sets how many.
+LONG = int(os.environ.get("MICRO_CHAOS_CALLS", "0"))
+CALLS = LONG or 1500
 SEED = int(os.environ.get("MICRO_CHAOS_SEED", "0")) or time.time_ns() % 2**32
 #: Members that are killed at least, one after the other.
-KILLS = 4
+KILLS = 3
 
 pytestmark = pytest.mark.timeout(60 + CALLS // 20)
 
 
 async def run(
-    clients: Clients, *, per_key: int = 1000, more: Callable[[], bool] = lambda: False
+    clients: Clients,
+    calls: int = CALLS,
+    *,
+    per_key: int = 1000,
+    more: Callable[[], bool] = lambda: False,
 ) -> None:
     begun = time.monotonic()
-    await clients.run(CALLS, per_key=per_key, more=more)
+    await clients.run(calls, per_key=per_key, more=more)
     ran = time.monotonic() - begun
     history = clients.history
     unknowns = sum(c.outcome is Outcome.UNKNOWN for c in history)
@@ -54,7 +59,7 @@ async def run(
     assert violations(history) == [], f"MICRO_CHAOS_SEED={SEED} repeats the calls"
     assert len({c.kind for c in history}) == 4
     assert any(c.outcome is Outcome.REFUSED for c in history)
-    assert len(history) > CALLS * 0.9
+    assert len(history) > calls * 0.9
 
 
 @contextlib.asynccontextmanager
@@ -121,32 +126,40 @@ async def cuts(between: Proxy, postgres: Postgres) -> None:
 
 # -- members that are killed ---------------------------------------------------------------------
 
+#: Ends some connections to the database.
+Cut = Callable[[random.Random], Awaitable[None]]
+
 
 @contextlib.asynccontextmanager
-async def database(way: str, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Proxy]]:
-    """The URL of a store, and the proxy before its server."""
+async def database(way: str, request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Cut]]:
+    """The URL of a store, and how to cut lines to its server."""
     if way == "sqlite":
-        yield "sqlite://", Proxy("", 0)
+
+        async def nothing(chance: random.Random) -> None:
+            """There are no lines."""
+
+        yield "sqlite://", nothing
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     async with schema(postgres.url()) as name, proxy(postgres.port) as between:
-        yield postgres.url(name, port=between.port), between
 
-
-async def kills(town: Town, between: Proxy, cut_all: Callable[[], None] | None) -> None:
-    """A member of the town after the other, in turns with the lines to the database."""
-    chance = random.Random(SEED)
-    while True:
-        await asyncio.sleep(chance.random() * 0.5)
-        await town.kill(chance.choice(town.names))
-        if cut_all is None:
-            continue
-        for _ in range(chance.randrange(4)):
-            await asyncio.sleep(chance.random() * 0.2)
-            if chance.random() < 0.3:
-                await asyncio.to_thread(cut_all)
+        async def cut(chance: random.Random) -> None:
+            if chance.random() < 0.5:
+                await asyncio.to_thread(postgres.cut_all)
             else:
                 chance.choice([between.cuts_after, between.cuts_before])[b"COMMIT"] = 1
+
+        yield postgres.url(name, port=between.port), cut
+
+
+async def kills(town: Town, cut: Cut) -> None:
+    """A member after the other, and lines between."""
+    chance = random.Random(SEED)
+    while True:
+        for _ in range(2):
+            await asyncio.sleep(chance.random() * (2.0 if LONG else 0.3))
+            await cut(chance)
+        await town.kill(chance.choice(town.names))
 
 
 @pytest.mark.parametrize("noun", ["store", "config"])
@@ -155,22 +168,18 @@ async def test_killed_members(way: str, noun: str, request: pytest.FixtureReques
     """Two members of the store, and two of config before them, each killed again and again;
     connections of the database end meanwhile, also around commits."""
     members = {"store": 2} if noun == "store" else {"store": 2, "config": 2}
-    async with database(way, request) as (url, between):
-        with tempfile.TemporaryDirectory(prefix="ln-") as folder:
-            town = Town(Path(folder), members, {"store.url": url})
-            cut_all = None if way == "sqlite" else request.getfixturevalue("postgres").cut_all
-            async with (
-                town.running(),
-                caller(town.folder, members) as network,
-                beside(kills(town, between, cut_all)),
-            ):
-                clients = Clients(
-                    [
-                        StoreRegisters(RemoteStore(network))
-                        if noun == "store"
-                        else ConfigRegisters(RemoteConfig(network))
-                    ],
-                    count=8, keys=6, seed=SEED,
-                )  # fmt: skip
-                await run(clients, per_key=200, more=lambda: town.kills < KILLS)
-            print(f"{town.kills} members killed")
+    async with contextlib.AsyncExitStack() as stack:
+        url, cut = await stack.enter_async_context(database(way, request))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ln-"))
+        town = Town(Path(folder), members, {"store.url": url})
+        await stack.enter_async_context(town.running())
+        network = await stack.enter_async_context(caller(town.folder, members))
+        await stack.enter_async_context(beside(kills(town, cut)))
+        registers = (
+            StoreRegisters(RemoteStore(network))
+            if noun == "store"
+            else ConfigRegisters(RemoteConfig(network))
+        )
+        clients = Clients([registers], count=8, keys=6, seed=SEED)
+        await run(clients, LONG or 500, per_key=200, more=lambda: town.kills < KILLS)
+    print(f"{town.kills} members killed")
