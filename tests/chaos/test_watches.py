@@ -22,7 +22,7 @@ from micro_ray.wire.config import RemoteConfig
 from micro_ray.wire.registry import Attachment, RemoteRegistry
 from micro_ray.wire.store import RemoteStore
 from tests.chaos.watcher import SERIAL, sessions, sights
-from tests.chaos.watches import Sight, disagreements, faults, registry_faults
+from tests.chaos.watches import Session, Sight, disagreements, faults, registry_faults
 from tests.chaos.writers import ConfigWriter, NodeWriter, StoreWriter, Writer
 from tests.fixtures.members import Town, addresses, caller
 from tests.fixtures.postgres import Postgres, schema
@@ -52,20 +52,31 @@ async def watched(town: Town, noun: str, start: int = 0) -> AsyncIterator[list[P
     yield logs
 
 
+def written(writers: list[Writer]) -> int:
+    return sum(len(writer.writes) for writer in writers)
+
+
+@asynccontextmanager
+async def writing(writers: list[Writer]) -> AsyncIterator[None]:
+    """All of them write meanwhile."""
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(writer.run(stop)) for writer in writers]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
 async def killing(town: Town, writers: list[Writer], spared: str = "") -> None:
     """Each process is killed, a member and a watcher at a time, while there is writing."""
     chance = random.Random(SEED)
-    stop = asyncio.Event()
-    tasks = [asyncio.create_task(writer.run(stop)) for writer in writers]
-
-    def written() -> int:
-        return sum(len(writer.writes) for writer in writers)
 
     async def more() -> None:
-        goal = written() + chance.randrange(10, 40)
-        await eventually(lambda: written() > goal or any(t.done() for t in tasks), within=20)
+        goal = written(writers) + chance.randrange(10, 40)
+        await eventually(lambda: written(writers) > goal, within=20)
 
-    try:
+    async with writing(writers):
         for _ in range(ROUNDS):
             watchers = [name for name in town.names if name.startswith("watcher")]
             members = [n for n in town.names if n not in watchers and n != spared]
@@ -75,10 +86,7 @@ async def killing(town: Town, writers: list[Writer], spared: str = "") -> None:
                 pair = [some.pop() for some in (members, watchers) if some]
                 await asyncio.gather(*map(town.kill, pair))
         await more()
-    finally:
-        stop.set()
-        await asyncio.gather(*tasks)
-    print(f"\nseed {SEED}: {written()} writes, {town.kills} killed")
+    print(f"\nseed {SEED}: {written(writers)} writes, {town.kills} killed")
 
 
 async def reached(logs: list[Path], newest: Callable[[], Awaitable[int]]) -> list[list[Sight]]:
@@ -168,49 +176,83 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         yield opened
 
 
-async def test_registry(place: Place) -> None:
-    """Some nodes hold their registration, others come and go. A registry that forgot all when it
-    was killed has a new epoch: its snapshot and what follows lead to the same end."""
-    with tempfile.TemporaryDirectory(prefix="wt-") as folder:
+@asynccontextmanager
+async def nodes(place: Place) -> AsyncIterator[tuple[Town, RemoteRegistry]]:
+    """The registry's members, and some nodes that hold their registration."""
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wt-"))
         town = Town(Path(folder), {"registry": place.members}, place.settings)
         where = addresses(town.folder, "registry", place.members)
         registry = RemoteRegistry(WireDialer(), where)
-        held = {f"held-{i}": "held" for i in range(3)}
+        await stack.enter_async_context(town.running())
+        stack.push_async_callback(registry.close)
+        for node in HELD:
+            held = instance("held", node, metadata={SERIAL: HELD[node]})
+            await stack.enter_async_context(Attachment(WireDialer(), where, held))
+        yield town, registry
+
+
+HELD = {f"held-{i}": "held" for i in range(3)}
+
+
+async def test_registry(place: Place) -> None:
+    """Some nodes hold their registration, others come and go. A registry that forgot all when it
+    was killed has a new epoch: its snapshot and what follows lead to the same end."""
+    async with nodes(place) as (town, registry), watched(town, "registry") as logs:
         writers: list[Writer] = [NodeWriter(registry, f"n{i}", SEED + i) for i in range(WRITERS)]
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(town.running())
-            stack.push_async_callback(registry.close)
-            for node in held:
-                known = instance("held", node, metadata={SERIAL: "held"})
-                await stack.enter_async_context(Attachment(WireDialer(), where, known))
-            logs = await stack.enter_async_context(watched(town, "registry"))
-            await killing(town, writers)
-            end = await settled(registry, {**held}, writers)
-            await eventually(
-                lambda: all(sessions(log)[-1].end == end for log in logs), within=20, every=0.1
-            )
-            writes = [w for writer in writers for w in writer.writes]
-            seen = [sessions(log) for log in logs]
-            for one in seen:
-                assert (
-                    registry_faults(
-                        writes, held, one, dense=place.dense, expires=place.expires
-                    )
-                    == []
-                )  # fmt: skip
-            assert disagreements(seen) == []
+        await killing(town, writers)
+        await check(place, registry, writers, logs)
 
 
-async def settled(
-    registry: RemoteRegistry, held: dict[str, str], writers: list[Writer]
-) -> dict[str, str]:
+async def test_registry_that_went_on_without_a_watcher(place: Place) -> None:
+    """When the watcher comes back, the registry is in another life, if it has several, and further
+    than the watcher had come in the one before."""
+    async with nodes(place) as (town, registry), watched(town, "registry") as logs:
+        writers: list[Writer] = [NodeWriter(registry, f"n{i}", SEED + i) for i in range(WRITERS)]
+        async with writing(writers):
+            await eventually(lambda: written(writers) > 10, within=20)
+            await town.down("watcher-0")
+            had = last(sessions(logs[0])[-1])
+            await town.kill("registry-0")
+
+            async def further() -> bool:
+                return (await registry.snapshot()).revision > had + 10
+
+            await eventually(further, within=20)
+            await town.up("watcher-0")
+        await check(place, registry, writers, logs)
+
+
+def last(session: Session) -> int:
+    return session.sights[-1].revision if session.sights else session.revision
+
+
+async def check(
+    place: Place, registry: RemoteRegistry, writers: list[Writer], logs: list[Path]
+) -> None:
+    end = await settled(registry, writers)
+
+    def at_the_end() -> bool:
+        return all(sessions(log)[-1].end == end for log in logs)
+
+    await eventually(at_the_end, within=20, every=0.1)
+    writes = [w for writer in writers for w in writer.writes]
+    seen = [sessions(log) for log in logs]
+    for one in seen:
+        found = registry_faults(writes, HELD, one, dense=place.dense, expires=place.expires)
+        assert found == []
+    assert disagreements(seen) == []
+
+
+async def settled(registry: RemoteRegistry, writers: list[Writer]) -> dict[str, str]:
     """What there is once the writers have seen to theirs and the held ones are back."""
+    wanted = {**HELD}
     for writer in writers:
-        held |= await writer.settle()
+        wanted |= await writer.settle()
 
-    async def as_held() -> bool:
+    async def as_wanted() -> bool:
         found = await registry.snapshot()
-        return held == {i.node.id: i.metadata[SERIAL] for i in found.instances}
+        return wanted == {i.node.id: i.metadata[SERIAL] for i in found.instances}
 
-    await eventually(as_held, within=20, every=0.1)
-    return held
+    await eventually(as_wanted, within=20, every=0.1)
+    return wanted
