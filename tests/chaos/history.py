@@ -37,8 +37,9 @@ class Clients:
     async def run(
         self, calls: int, *, per_key: int = 2000, more: Callable[[], bool] = lambda: False
     ) -> None:
-        """So many calls, and as long as ``more``, over new keys after every ``per_key`` of one: a
-        check of a key takes longer the more calls it has whose end is unknown."""
+        """So many calls that were done or may be, and on as long as ``more``, over new keys after
+        every ``per_key`` of one: a check of a key takes longer the more calls it has whose end is
+        unknown."""
         self._per_key = per_key * len(self._keys)
         self._calls += calls
         await asyncio.gather(
@@ -46,7 +47,7 @@ class Clients:
         )
 
     async def _client(self, registers: Registers, more: Callable[[], bool]) -> None:
-        while len(self.history) + self.refused < self._calls or more():
+        while len(self.history) < self._calls or more():
             generation = len(self.history) // self._per_key
             await self._one(registers, f"{self._random.choice(self._keys)}-{generation}")
 
