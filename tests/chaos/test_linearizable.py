@@ -157,7 +157,7 @@ async def kills(town: Town, cut: Cut) -> None:
     chance = random.Random(SEED)
     while True:
         for _ in range(2):
-            await asyncio.sleep(chance.random() * (2.0 if LONG else 0.3))
+            await asyncio.sleep(chance.random() * 0.2)
             await cut(chance)
         await town.kill(chance.choice(town.names))
 
@@ -180,6 +180,6 @@ async def test_killed_members(way: str, noun: str, request: pytest.FixtureReques
             if noun == "store"
             else ConfigRegisters(RemoteConfig(network))
         )
-        clients = Clients([registers], count=8, keys=6, seed=SEED)
+        clients = Clients([registers], count=16, keys=8, seed=SEED)
         await run(clients, LONG or 500, per_key=200, more=lambda: town.kills < KILLS)
     print(f"{town.kills} members killed")
