@@ -268,6 +268,8 @@ class Connection(asyncio.Protocol, Generic[C]):
         self._shut = self.paused = True
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._keeper.cancel()  # it was never connected, and will not be lost either
 
     # -- time ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Concurrent clients of one store over several ways to it, and what each was told."""
+"""Concurrent clients of registers over several ways to them, and what each was told."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from micro_ray.errors import Conflict, MicroError, NotFound, Unavailable
-from micro_ray.store import Delete, Put, Record, Store
+from micro_ray.errors import Conflict, MicroError, Unavailable
 from tests.chaos.linearizable import Call, Kind, Outcome
+from tests.chaos.registers import Registers
 
 __all__ = ["Clients"]
 
 
 class Clients:
-    """``count`` tasks that read, write, compare and set, and delete under few keys. Half of the
-    keys are pairs of records that are written by transactions and read by one query: a pair that
-    differs was torn."""
+    """``count`` tasks that read, write, compare and set, and delete under few keys, half of which
+    are pairs. ``impatient`` is the share of writers that go away before their answer."""
 
     def __init__(
-        self, ways: Sequence[Store], *, count: int, keys: int, seed: int, impatient: float = 0.0
+        self, ways: Sequence[Registers], *, count: int, keys: int, seed: int, impatient: float = 0.0
     ) -> None:
         self._ways = ways
         self._count = count
@@ -30,35 +29,40 @@ class Clients:
         self._impatient = impatient
         self._values = itertools.count()
         self._per_key = 0
+        self._calls = 0
         self.history: list[Call] = []
+        #: Calls that were surely not done.
         self.refused = 0
 
-    async def run(self, calls: int, *, per_key: int = 2000) -> None:
-        """So many calls, over new keys after every ``per_key`` of one: a check of a key takes
-        longer the more calls it has whose end is unknown."""
+    async def run(
+        self, calls: int, *, per_key: int = 2000, more: Callable[[], bool] = lambda: False
+    ) -> None:
+        """So many calls that were done or may be, and on as long as ``more``, over new keys after
+        every ``per_key`` of one: a check of a key takes longer the more calls it has whose end is
+        unknown."""
         self._per_key = per_key * len(self._keys)
-        await asyncio.gather(*(self._client(i, calls // self._count) for i in range(self._count)))
+        self._calls += calls
+        await asyncio.gather(
+            *(self._client(self._ways[i % len(self._ways)], more) for i in range(self._count))
+        )
 
-    async def _client(self, number: int, calls: int) -> None:
-        store = self._ways[number % len(self._ways)]
-        for _ in range(calls):
+    async def _client(self, registers: Registers, more: Callable[[], bool]) -> None:
+        while len(self.history) < self._calls or more():
             generation = len(self.history) // self._per_key
-            key = f"{self._random.choice(self._keys)}-{generation}"
-            await self._one(store, key)
+            await self._one(registers, f"{self._random.choice(self._keys)}-{generation}")
 
-    async def _one(self, store: Store, key: str) -> None:
+    async def _one(self, registers: Registers, key: str) -> None:
         kind = self._random.choices(
             [Kind.READ, Kind.WRITE, Kind.SET, Kind.DELETE], [40, 20, 35, 5]
         )[0]
-        expected: Record | None = None
-        if kind is Kind.SET:
-            expected = await self._read(store, key)
+        expected: tuple[str | None, int] = (None, 0)
+        if kind in (Kind.READ, Kind.SET):
+            expected = await self._read(registers, key)
         if kind is Kind.READ:
-            await self._read(store, key)
             return
         value = None if kind is Kind.DELETE else str(next(self._values))
         began = time.perf_counter_ns()
-        outcome, version = await self._change(store, key, kind, value, expected)
+        outcome, version = await self._change(registers, key, kind, value, expected[1])
         if outcome is None:
             self.refused += 1
             return
@@ -70,60 +74,40 @@ class Clients:
                 ended=time.perf_counter_ns(),
                 outcome=outcome,
                 value=value,
-                expected=None if expected is None else expected.value.decode(),
+                expected=expected[0],
                 version=version,
             )
         )
 
     async def _change(
-        self, store: Store, key: str, kind: Kind, value: str | None, expected: Record | None
+        self, registers: Registers, key: str, kind: Kind, value: str | None, expected: int
     ) -> tuple[Outcome | None, int]:
         """How it ended (None: nothing was done), and the version given."""
-        wanted = None
-        if kind is Kind.SET:
-            wanted = 0 if expected is None else expected.version
-        rows: list[Put | Delete] = []
-        for name in [key] if key.startswith("one") else [f"{key}/a", f"{key}/b"]:
-            if value is None:
-                rows.append(Delete(key=name))
-            else:
-                # The second of a pair is what the first is.
-                compared = wanted if not rows else None
-                rows.append(Put(key=name, value=value.encode(), expected=compared))
-        call = asyncio.create_task(store.transact(rows))
+        patience = None
+        if self._impatient and self._random.random() < self._impatient:
+            # A client that goes away: what becomes of its call is not known.
+            patience = self._random.random() * 0.002
         try:
-            if self._impatient and self._random.random() < self._impatient:
-                # A client that goes away: what becomes of its call is not known.
-                async with asyncio.timeout(self._random.random() * 0.002):
-                    versions = await call
-            else:
-                versions = await call
-        except Conflict:
-            return Outcome.REFUSED, 0
+            async with asyncio.timeout(patience):
+                if value is None:
+                    await registers.delete(key)
+                    return Outcome.DONE, 0
+                wanted = expected if kind is Kind.SET else None
+                return Outcome.DONE, await registers.write(key, value, wanted)
+        except Conflict as error:
+            # One that may be tried again says that others came first, not that the version differs.
+            return (Outcome.REFUSED if error.retry_after is None else None), 0
         except Unavailable:
             return None, 0
         except (MicroError, TimeoutError):
             return Outcome.UNKNOWN, 0
-        return Outcome.DONE, versions[0]
 
-    async def _read(self, store: Store, key: str) -> Record | None:
-        """The record, tried until there is an answer; of a pair the first."""
+    async def _read(self, registers: Registers, key: str) -> tuple[str | None, int]:
+        """What is there, tried until there is an answer."""
         while True:
             began = time.perf_counter_ns()
-            record: Record | None = None
-            value: str | None = None
             try:
-                if key.startswith("one"):
-                    record = await store.read(key)
-                    value = record.value.decode()
-                else:
-                    found = await store.query(prefix=f"{key}/")
-                    values = sorted({row.value.decode() for row in found})
-                    record = found[0] if found else None
-                    whole = len(found) == 2 and len(values) == 1
-                    value = values[0] if whole else f"torn: {values}" if found else None
-            except NotFound:
-                pass
+                value, version = await registers.read(key)
             except MicroError:
                 await asyncio.sleep(0.01)
                 continue
@@ -134,7 +118,7 @@ class Clients:
                     began=began,
                     ended=time.perf_counter_ns(),
                     value=value,
-                    version=record.version if record is not None else 0,
+                    version=version,
                 )
             )
-            return record
+            return value, version

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,18 @@ async def test_who_says_nothing_is_told_and_left(any_line: Line) -> None:
         assert "no HELLO within 0.1 s" in error.json["detail"]
     assert time.monotonic() - begun > 0.09
     await eventually(lambda: not server.connections)
+
+
+async def test_a_dial_that_was_refused_waits_for_no_hello(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Refused):
+        await WireDialer(limits=QUICK).dial(f"unix:{tmp_path}/nobody.sock")
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(QUICK.handshake + 0.05, later.set)
+    await later.wait()
+    assert "HELLO" not in caplog.text
 
 
 async def test_who_dribbles_is_left_too(line: Line) -> None:
