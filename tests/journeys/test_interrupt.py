@@ -24,8 +24,9 @@ from tests.fixtures.wait import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-#: Seconds in which it must have ended, on a machine that is busy with other tests.
-ENDS = 30.0
+#: Seconds in which it must have ended, on a machine that is very busy with other tests; on another
+#: it takes a few. A start of Ray cannot be broken off, so its end is waited for.
+ENDS = 100.0
 
 
 @pytest.fixture

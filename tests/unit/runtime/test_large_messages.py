@@ -44,13 +44,16 @@ if __name__ == "__main__":
 #: What Ray does with a replica's actor, in a process of its own.
 ACTOR = """
 import asyncio, pickle, sys
+from micro_ray.runtime import ray
 from micro_ray.runtime.ray import Replica
+
+ray._own_node = lambda: "home"  # there is no Ray to ask
 
 async def main():
     state, replica, workload, boot = pickle.load(open(sys.argv[1], "rb"))
     actor = Replica.__new__(Replica)
     await actor.__init__(state, 2**20)
-    await actor.start(replica, workload, boot)
+    await actor.start(replica, workload, boot, "home")
     await asyncio.to_thread(sys.stdin.read)
     await actor.stop()
 
