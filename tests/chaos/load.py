@@ -11,8 +11,9 @@ What counts as what:
 - A connection that the server has closed while nothing was sent on it is left out, as every HTTP
   client does; that is no retry, as there was no request.
 - The door tries a **GET** again by itself on another node when the node died with it (decision
-  0005). A **POST** that was sent to a node is not tried again by anybody: when its node dies under
-  it, it is answered with 502, a failure. So POSTs are counted apart; they are half of the load.
+  0005; none of the endpoints called here says that it is idempotent, or that it is not). A
+  **POST** that was sent to a node is not tried again by anybody: when its node dies under it, it is
+  answered with 502, a failure. So POSTs are counted apart; they are half of the load.
 """
 
 from __future__ import annotations
