@@ -24,6 +24,7 @@ from micro_ray.wire.store import RemoteStore
 from tests.chaos.watcher import SERIAL, sessions, sights
 from tests.chaos.watches import Session, Sight, disagreements, faults, registry_faults
 from tests.chaos.writers import ConfigWriter, NodeWriter, StoreWriter, Writer
+from tests.fixtures import etcd
 from tests.fixtures.members import Town, addresses, caller
 from tests.fixtures.postgres import Postgres, schema
 from tests.fixtures.registries import instance
@@ -166,8 +167,15 @@ async def in_memory() -> AsyncIterator[Place]:
     yield Place()
 
 
+@asynccontextmanager
+async def in_etcd() -> AsyncIterator[Place]:
+    """Its revisions are etcd's, which counts leases and others' keys too."""
+    async with etcd.server() as up:
+        yield Place(settings={"registry.url": f"etcd://{up.address}"}, members=2, dense=False)
+
+
 #: Every way to keep a registry.
-PLACES = {"memory": in_memory}
+PLACES = {"memory": in_memory, "etcd": in_etcd}
 
 
 @pytest.fixture(params=sorted(PLACES))
