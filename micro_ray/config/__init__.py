@@ -252,8 +252,8 @@ class Config(abc.ABC):
     ) -> AsyncIterator[Version]:
         """The versions after ``version`` (None: after the newest) that change something at or below
         a path, with those changes: in order, each once, for ever, also through a restart of what
-        keeps them. Raises Conflict when that version is no longer kept: read all and watch from
-        there."""
+        keeps them. Raises Conflict when that version is no longer kept, or was never given: read
+        all and watch from there."""
 
     @abc.abstractmethod
     async def rotate(self, *, by: str = "") -> Rotation:

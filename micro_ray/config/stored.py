@@ -44,7 +44,7 @@ from micro_ray.config.records import Records
 from micro_ray.config.sealing import KeyFile
 from micro_ray.config.showing import Shown, shown_changes
 from micro_ray.config.writing import Make, Write, Writer
-from micro_ray.errors import NotFound, Unavailable
+from micro_ray.errors import Conflict, NotFound, Unavailable
 from micro_ray.settings import Config as Limits
 from micro_ray.store import Store
 
@@ -198,6 +198,8 @@ class StoredConfig(Config):
         self._check(namespace, by)
         if version is None:
             version = await self.version(namespace=namespace)
+        else:
+            await self._check_given(version, namespace)
         feed = self._feeds.setdefault(namespace, Feed(self._records, namespace))
         try:
             async with contextlib.aclosing(feed.watch(version)) as entries:
@@ -209,6 +211,17 @@ class StoredConfig(Config):
         finally:
             if feed.idle and self._feeds.get(namespace) is feed:
                 del self._feeds[namespace]
+
+    async def _check_given(self, version: int, namespace: str) -> None:
+        """Raises Conflict for a version that was never given. Not while the store is away: a watch
+        that goes on waits for it."""
+        with contextlib.suppress(Unavailable):
+            newest = await self.version(namespace=namespace)
+            if version > newest:
+                raise Conflict(
+                    "config",
+                    f"version {version} was never given; the newest of {namespace} is {newest}",
+                )
 
     # -- writing ---------------------------------------------------------------------------------
 

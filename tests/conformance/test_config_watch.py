@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from micro_ray.config import Change, Config, Kind, Version
-from micro_ray.errors import Unavailable
+from micro_ray.errors import Conflict, Unavailable
 from tests.fixtures.wait import eventually
 
 Versions = AsyncGenerator[Version, None]
@@ -82,6 +82,12 @@ async def test_a_watch_goes_on_where_it_ended(config: Config) -> None:
             seen += await take(versions, min(7, total - len(seen)))
     await writers
     assert [v.version for v in seen] == [*range(1, total + 1)]
+
+
+async def test_a_version_that_was_never_given(config: Config) -> None:
+    newest = await config.set("a", 1)
+    with pytest.raises(Conflict, match=rf"version {newest + 1} .* newest of micro is {newest}\b"):
+        await anext(aiter(config.watch(version=newest + 1)))
 
 
 async def test_many_watch_alike(config: Config) -> None:
