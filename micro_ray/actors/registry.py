@@ -23,14 +23,16 @@ class RegistryActor(Member):
         self.backend = await self._stack.enter_async_context(open_registry(self.settings))
         return face.endpoints(self.backend)
 
-    async def register(self, instance: Instance, *, ttl: float = DEFAULT_TTL) -> None:
-        await self.backend.register(instance, ttl=ttl)
+    async def register(
+        self, instance: Instance, *, ttl: float = DEFAULT_TTL, holder: str = ""
+    ) -> None:
+        await self.backend.register(instance, ttl=ttl, holder=holder)
 
     async def renew(self, namespace: str, node_ids: Sequence[str]) -> list[str]:
         return await self.backend.renew(namespace, node_ids)
 
-    async def deregister(self, namespace: str, node_id: str) -> None:
-        await self.backend.deregister(namespace, node_id)
+    async def deregister(self, namespace: str, node_id: str, *, holder: str = "") -> None:
+        await self.backend.deregister(namespace, node_id, holder=holder)
 
     async def get(self, namespace: str, service: str) -> list[Service]:
         return await self.backend.get(namespace, service)
