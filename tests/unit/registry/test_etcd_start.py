@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from micro_ray.actors.backends import open_registry
+from micro_ray.actors.registry import RegistryActor
 from micro_ray.cluster import _external_registry
+from micro_ray.finding import Finding
 from micro_ray.settings import Settings, load
+from micro_ray.wire.client import WireDialer
+from micro_ray.wire.remote import Direct
 from tests.fixtures.etcd import server
 from tests.fixtures.registries import instance
 from tests.fixtures.wait import eventually
@@ -65,3 +70,33 @@ async def test_nodes_of_an_earlier_life_are_taken_out() -> None:
 
 async def test_memory_needs_nothing() -> None:
     await _external_registry(settings("memory://"), print)
+
+
+async def test_members_of_a_pool_over_etcd() -> None:
+    """Two actors as Ray would make them: each serves, and says what is behind it."""
+    with TemporaryDirectory(prefix="em-") as folder:
+        async with server() as etcd:
+            given = load(
+                {},
+                {
+                    "state": folder,
+                    "registry.url": f"etcd://{etcd.address}",
+                    "pools.registry": 2,
+                },
+            )
+            members = [RegistryActor.__new__(RegistryActor) for _ in range(2)]
+            for index, member in enumerate(members):
+                await member.__init__(given, index)  # type: ignore[misc]
+            try:
+                await asyncio.gather(*(member.host.registered(10) for member in members))
+                for member in members:
+                    assert len(await member.list("micro")) == 1
+                    direct = Direct(WireDialer(), member.addresses(), "registry")
+                    first, *_ = await direct.call("Debug.Backend", {}, list[Finding])
+                    await direct.close()
+                    assert first.good
+                    assert etcd.address in first.text
+            finally:
+                for member in members:
+                    await member.stop()
+            assert await left(given) == []

@@ -17,6 +17,7 @@ from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.settings import Settings, load
 from tests.fixtures.certificates import certificates
 from tests.fixtures.etcd import server
+from tests.fixtures.nats import free_ports
 from tests.fixtures.registries import instance
 
 SECRET = "s3cret"
@@ -24,7 +25,8 @@ SECRET = "s3cret"
 
 def settings(pool: int = 1, **given: Any) -> Settings:
     names = {f"registry.{name}": value for name, value in given.items()}
-    fixed = {"state": "/tmp/none", "api.port": 0, "api.serve_port": 0, "pools.registry": pool}
+    (port,) = free_ports(1)
+    fixed = {"state": "/tmp/none", "api.port": port, "api.serve_port": 0, "pools.registry": pool}
     return load({}, {**fixed, **names})
 
 
