@@ -4,12 +4,13 @@ over ``kill -9`` of whoever serves them and of the watcher, which goes on after 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.chaos.watches import Session, Sight, disagreements, faults, registry_
 from tests.chaos.writers import ConfigWriter, NodeWriter, StoreWriter, Writer
 from tests.fixtures import etcd
 from tests.fixtures.members import Town, addresses, caller
-from tests.fixtures.postgres import Postgres, schema
+from tests.fixtures.postgres import server
 from tests.fixtures.registries import instance
 from tests.fixtures.wait import eventually
 
@@ -69,8 +70,12 @@ async def writing(writers: list[Writer]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
-async def killing(town: Town, writers: list[Writer], spared: str = "") -> None:
-    """Each process is killed, a member and a watcher at a time, while there is writing."""
+#: Kills what serves the watchers, by name.
+Kills = Mapping[str, Callable[[], Awaitable[None]]]
+
+
+async def killing(town: Town, writers: list[Writer], served_by: Kills) -> None:
+    """Each process is killed, a part and a watcher at a time, while there is writing."""
     chance = random.Random(SEED)
 
     async def more() -> None:
@@ -80,14 +85,20 @@ async def killing(town: Town, writers: list[Writer], spared: str = "") -> None:
     async with writing(writers):
         for _ in range(ROUNDS):
             watchers = [name for name in town.names if name.startswith("watcher")]
-            members = [n for n in town.names if n not in watchers and n != spared]
-            chance.shuffle(members)
-            while members or watchers:
+            parts = sorted(served_by)
+            chance.shuffle(parts)
+            while parts or watchers:
                 await more()
-                pair = [some.pop() for some in (members, watchers) if some]
-                await asyncio.gather(*map(town.kill, pair))
+                pair = [served_by[parts.pop()]()] if parts else []
+                pair += [town.kill(watchers.pop())] if watchers else []
+                await asyncio.gather(*pair)
         await more()
-    print(f"\nseed {SEED}: {written(writers)} writes, {town.kills} killed")
+    print(f"\nseed {SEED}: {written(writers)} writes, {ROUNDS} kills of each part")
+
+
+def kills_of(town: Town) -> dict[str, Callable[[], Awaitable[None]]]:
+    """Of its members."""
+    return {name: functools.partial(town.kill, name) for name in town.names}
 
 
 async def reached(logs: list[Path], newest: Callable[[], Awaitable[int]]) -> list[list[Sight]]:
@@ -106,44 +117,58 @@ async def reached(logs: list[Path], newest: Callable[[], Awaitable[int]]) -> lis
 
 @asynccontextmanager
 async def town_of(
-    way: str, services: list[str], request: pytest.FixtureRequest
-) -> AsyncIterator[tuple[Town, Network, str]]:
-    """Members over a store of this kind, and the one of them that takes all with it when it goes:
-    the store that is in memory."""
+    way: str, services: list[str]
+) -> AsyncIterator[tuple[Town, Network, dict[str, Callable[[], Awaitable[None]]]]]:
+    """Members over a store of this kind, and how to kill them: not the store that is in memory,
+    which takes all with it, but the server of a database."""
     members = dict.fromkeys(services, 2)
     async with AsyncExitStack() as stack:
-        url, spared = f"{way}://", ""
-        if way == "postgres":
-            postgres: Postgres = request.getfixturevalue("postgres")
-            url = postgres.url(await stack.enter_async_context(schema(postgres.url())))
-        elif way == "memory":
-            members["store"], spared = 1, "store-0"
+        url = f"{way}://"
+        if way == "memory":
+            members["store"] = 1
+        elif way == "postgres":
+            database = stack.enter_context(server())
+            url = database.url()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wt-"))
-        settings = {"store.url": url, "config.history": 10_000}
-        town = Town(Path(folder), members, settings)
+        town = Town(Path(folder), members, {"store.url": url, "config.history": 10_000})
         await stack.enter_async_context(town.running())
         network = await stack.enter_async_context(caller(town.folder, members))
-        yield town, network, spared
+        kills = kills_of(town)
+        if way == "memory":
+            del kills["store-0"]
+        elif way == "postgres":
+
+            async def back() -> bool:
+                await asyncio.to_thread(database.start)
+                return True
+
+            async def crash() -> None:
+                await asyncio.to_thread(database.kill)
+                # Not before the children of the one that died have gone.
+                await eventually(back, within=30, every=0.2)
+
+            kills["database"] = crash
+        yield town, network, kills
 
 
 @pytest.mark.parametrize("way", ["memory", "sqlite", "postgres"])
-async def test_store(way: str, request: pytest.FixtureRequest) -> None:
-    async with town_of(way, ["store"], request) as (town, network, spared):
+async def test_store(way: str) -> None:
+    async with town_of(way, ["store"]) as (town, network, kills):
         store = RemoteStore(network)
         writers: list[Writer] = [StoreWriter(store, f"w{i}", SEED + i) for i in range(WRITERS)]
         async with watched(town, "store") as logs:
-            await killing(town, writers, spared)
+            await killing(town, writers, kills)
             for seen in await reached(logs, store.revision):
                 assert faults([w for writer in writers for w in writer.writes], seen) == []
 
 
 @pytest.mark.parametrize("way", ["memory", "sqlite", "postgres"])
-async def test_config(way: str, request: pytest.FixtureRequest) -> None:
-    async with town_of(way, ["store", "config"], request) as (town, network, spared):
+async def test_config(way: str) -> None:
+    async with town_of(way, ["store", "config"]) as (town, network, kills):
         config = RemoteConfig(network)
         writers: list[Writer] = [ConfigWriter(config, f"w{i}", SEED + i) for i in range(WRITERS)]
         async with watched(town, "config") as logs:
-            await killing(town, writers, spared)
+            await killing(town, writers, kills)
             for seen in await reached(logs, config.version):
                 assert faults([w for writer in writers for w in writer.writes], seen) == []
 
@@ -206,10 +231,14 @@ HELD = {f"held-{i}": "held" for i in range(3)}
 async def test_registry(place: Place) -> None:
     """Some nodes hold their registration, others come and go. A registry that forgot all when it
     was killed has a new epoch: its snapshot and what follows lead to the same end."""
-    async with nodes(place) as (town, registry), watched(town, "registry") as logs:
-        writers: list[Writer] = [NodeWriter(registry, f"n{i}", SEED + i) for i in range(WRITERS)]
-        await killing(town, writers)
-        await check(place, registry, writers, logs)
+    async with nodes(place) as (town, registry):
+        kills = kills_of(town)
+        async with watched(town, "registry") as logs:
+            writers: list[Writer] = [
+                NodeWriter(registry, f"n{i}", SEED + i) for i in range(WRITERS)
+            ]
+            await killing(town, writers, kills)
+            await check(place, registry, writers, logs)
 
 
 async def test_registry_that_went_on_without_a_watcher(place: Place) -> None:
