@@ -23,8 +23,8 @@ from micro_ray.nats_link import Answer, Link, NobodyThere, Unanswered
 
 __all__ = ["Api", "Message", "Names", "Refused"]
 
-#: Seconds that a request is tried, and those that one answer may take.
-BUDGET, ANSWER = 15.0, 4.0
+#: Seconds that a request is tried, and those that one answer may take, and one of many messages.
+BUDGET, ANSWER, ANSWERS = 15.0, 2.0, 5.0
 #: Bytes and messages of one answer of several.
 SCAN_BYTES, SCAN = 4 * 2**20, 1000
 #: Errors of JetStream: a stream, a message that is not there; a name in use; a condition that does
@@ -34,7 +34,7 @@ WRONG_LAST = {10071, 10164}
 #: Asked of a consumer of no use: what passes by itself.
 PASSING = {10008, 10009, 10012, 10077}
 NO_ROOM = {10023, 10026, 10027, 10028, 10047}
-NOT_ENABLED = {10039, 10076}
+NOT_ENABLED = (10039, 10076)
 NO_PEERS = {10005, 10074}
 _LAST = re.compile(r"wrong last sequence: (\d+)")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -131,6 +131,12 @@ class Api:
     @property
     def replicas(self) -> int:
         return self._replicas or (3 if self.link.info.get("cluster") else 1)
+
+    @property
+    def _enabled(self) -> bool:
+        """Whether JetStream may be there: a member of a cluster may lack it that others have."""
+        info = self.link.info
+        return bool(info.get("jetstream") or info.get("cluster") or not info)
 
     # -- streams ---------------------------------------------------------------------------------
 
@@ -258,7 +264,7 @@ class Api:
         while True:
             try:
                 answers = await self.link.gather(
-                    f"$JS.API.DIRECT.GET.{stream}", body, _is_status, within=ANSWER
+                    f"$JS.API.DIRECT.GET.{stream}", body, _is_status, within=ANSWERS
                 )
                 break
             except NobodyThere as error:
@@ -321,8 +327,9 @@ class Api:
                 raise _unknown(unsure)
             if isinstance(error, Refused):
                 raise self._error(error)
-            why = "JetStream does not answer (is it enabled there?)"
-            raise self.link.away(f"{why}: {error}")
+            raise self.link.away(f"JetStream does not answer: {error}")
+        if isinstance(error, NobodyThere) and not self._enabled:
+            raise error_of(self.link, Refused(NOT_ENABLED[0], "JetStream is not enabled"))
         await asyncio.sleep(0.05 + 0.1 * random.random())
 
     def _error(self, error: Refused) -> MicroError:

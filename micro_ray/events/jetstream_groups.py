@@ -192,18 +192,27 @@ class Group:
         """Decide, append, and again when others were faster."""
         if self._unsure or self._heard > self.sequence:
             await self._catch_up()
+        sure = False
         while True:
             state = self.state
+            if state is None and not sure:
+                await self._catch_up(sure=True)
+                sure, state = True, self.state
             if state is None:
                 raise NotFound("events", "the topic or the group has been deleted")
             outcomes = [_done(job, state) for job, _ in batch]
             if state.mark:
                 record = state.record(os.urandom(8).hex())
                 if not await self._append(state, record):
+                    sure = True
                     continue
                 removed = [n for n, letter in record.dead.items() if letter is None]
                 if removed:
                     self._clean(removed)
+            elif not sure:  # that there is nothing to change may be of an old state only
+                await self._catch_up(sure=True)
+                sure = True
+                continue
             break
         for (answer, error), (_, done) in zip(outcomes, batch, strict=True):
             if done.done():
@@ -367,7 +376,7 @@ class Groups:
                 return None
             group = self.of(space, rows[0].subject.split(".")[-2], number)
         with contextlib.suppress(NotFound):
-            await group.current()
+            await group.current(sure=group.state is None)
         return None if group.state is None else group
 
     async def count(self, space: str, life: str) -> int:

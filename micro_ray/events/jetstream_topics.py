@@ -281,7 +281,10 @@ class Topics:
 
     async def _trim_later(self, topic: Topic) -> None:
         try:
-            await self.trim(topic)
+            most, size = self.max_size(topic), topic.size + 1
+            while most is not None and most < topic.size < size:  # what came meanwhile, too
+                size = topic.size
+                await self.trim(topic)
         except MicroError:
             pass  # the sweep tries again
         finally:
