@@ -153,7 +153,8 @@ class Link:
     ) -> list[Answer]:
         client = self._client if self._up.is_set() and self._client else await self.ready()
         name = b"%d" % next(self._numbers)
-        done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[list[Answer]] = loop.create_future()
         answers: list[Answer] = []
 
         def take(answer: Answer | None) -> None:
@@ -162,23 +163,26 @@ class Link:
             if answer is None:
                 done.set_exception(Unanswered("the connection broke"))
                 return
-            if answer.headers.get("Status") == "503" and not answers:
+            if not answers and answer.headers and answer.headers.get("Status") == "503":
                 done.set_exception(NobodyThere("nobody there answers"))
                 return
             answers.append(answer)
             if last(answer):
                 done.set_result(answers)
 
+        def late() -> None:
+            if not done.done():
+                done.set_exception(Unanswered(f"no answer within {within:g} s"))
+
         self._waiting[name] = take
+        timer = loop.call_later(within, late)
         try:
             await client.publish(subject, body, reply=self._inbox + name.decode(), headers=headers)
-            async with asyncio.timeout(within):
-                return await done
-        except TimeoutError:
-            raise Unanswered(f"no answer within {within:g} s") from None
+            return await done
         except (nats.errors.Error, OSError) as error:
             raise Unanswered(_words(error, self._noun)) from None
         finally:
+            timer.cancel()
             self._waiting.pop(name, None)
 
     def _take(self, subject: bytes, body: bytes, headers: Mapping[str, str] | None) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from micro_ray.errors import BadGateway, InternalError, MicroError, TooLarge, Unavailable
 from micro_ray.nats_link import Answer, Link, NobodyThere, Unanswered
 
@@ -311,7 +313,7 @@ class Api:
                 if unsure and tried is not None:
                     raise _unknown(unsure) from None
                 raise
-            found: dict[str, Any] = json.loads(answer.body)
+            found: dict[str, Any] = msgspec.json.decode(answer.body)
             wrong = found.get("error")
             if not wrong:
                 return found

@@ -14,7 +14,7 @@ from micro_ray.events.checks import Reading
 from micro_ray.events.jetstream_api import Api, Message, Names, id_of
 from micro_ray.events.jetstream_groups import Group, Groups
 from micro_ray.events.jetstream_state import Copies, State
-from micro_ray.events.jetstream_topics import ID, METADATA, TIME, Topic, Topics, event_of
+from micro_ray.events.jetstream_topics import ID, METADATA, TIME, Topic, Topics, event_of, time_of
 
 __all__ = ["Members", "parts"]
 
@@ -310,7 +310,7 @@ class Members:
             now_first = max(topic.first, first)
             return events, now_first, False
         after = self._topics.kept_after(topic)
-        if float(rows[0].headers[TIME]) <= after:
+        if time_of(rows[0]) <= after:
             first = await self._topics.first_kept(topic)
             rows = [row for row in rows if row.sequence >= first]
             return events | {r.sequence: event_of(topic.name, r) for r in rows}, first, True

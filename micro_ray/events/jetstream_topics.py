@@ -23,9 +23,10 @@ from micro_ray.errors import MicroError, TooLarge
 from micro_ray.events import MAX_ANSWER, MAX_TOPICS, Event, Published, checks
 from micro_ray.events.jetstream_api import BUDGET, NO_STREAM, Api, Message, Names, Refused, id_of
 
-__all__ = ["CALL", "ID", "METADATA", "TIME", "Topic", "Topics", "event_of"]
+__all__ = ["ID", "METADATA", "TIME", "Topic", "Topics", "event_of"]
 
-TIME, METADATA, CALL, ID = "Micro-Time", "Micro-Metadata", "Micro-Call", "Micro-Id"
+#: Headers. The time is followed by a mark of the call, which tells whose event it is that is there.
+TIME, METADATA, ID = "Micro-Time", "Micro-Metadata", "Micro-Id"
 #: Below so many bytes a topic's ``max_size`` is of payloads and metadata, and kept with each
 #: publish; above, of what JetStream counts, and kept within seconds.
 SMALL = 2**20
@@ -187,12 +188,11 @@ class Topics:
     ) -> Published:
         topic = self._known.get((space, name)) or await self.make(space, name)
         time = topic.last_time = max(self._clock(), topic.last_time)
-        call = os.urandom(6).hex()
+        call = os.urandom(4).hex()
         subject = self._names.event(space, name, id)
         headers = {
             "Nats-Expected-Last-Subject-Sequence": "0",
-            TIME: repr(time),
-            CALL: call,
+            TIME: f"{time!r} {call}",
         }
         if metadata:
             headers[METADATA] = encode(metadata)
@@ -207,11 +207,12 @@ class Topics:
                 "max_payload)",
             )
         tried: list[str] = []
-        end = asyncio.get_running_loop().time() + BUDGET
+        end = 0.0
         while True:
             try:
                 sequence = await self._api.append(subject, payload, headers, tried=tried)
             except Refused as error:
+                end = end or asyncio.get_running_loop().time() + BUDGET
                 found = await self._refused(error, topic, subject, id, call, expected, end)
                 if found is not None:
                     return found
@@ -254,7 +255,7 @@ class Topics:
                 sequence=twin.sequence,
                 id=id,
                 time=time,
-                duplicate=twin.headers.get(CALL) != call,
+                duplicate=not twin.headers[TIME].endswith(call),
             )
         now = await self.look(topic.space, topic.name)
         last = 0 if now is None else now.last
@@ -459,7 +460,7 @@ def decode(text: str | None) -> dict[str, str]:
 
 
 def time_of(message: Message) -> float:
-    return float(message.headers[TIME])
+    return float(message.headers[TIME].partition(" ")[0])
 
 
 def size_of(message: Message) -> int:
@@ -479,7 +480,7 @@ def event_of(topic: str, message: Message) -> Event:
         topic=topic,
         sequence=message.sequence,
         id=headers.get(ID) or id_of(message.subject),
-        time=float(headers[TIME]),
+        time=time_of(message),
         payload=message.body,
         metadata=decode(headers.get(METADATA)),
     )
