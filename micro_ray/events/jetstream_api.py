@@ -38,6 +38,8 @@ PASSING = {10008, 10009, 10012, 10077}
 NO_ROOM = {10023, 10026, 10027, 10028, 10047}
 NOT_ENABLED = (10039, 10076)
 NO_PEERS = {10005, 10074}
+#: The first version of NATS that reads many messages at a time without a consumer.
+OLDEST = (2, 11)
 _LAST = re.compile(r"wrong last sequence: (\d+)")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 #: The longest readable name of a stream: servers make a folder of it.
@@ -324,6 +326,9 @@ class Api:
 
     async def _pause(self, end: float, error: Exception, unsure: list[str] | None = None) -> None:
         """Wait before another attempt. Raises when there is none."""
+        version = str(self.link.info.get("version", ""))
+        if _older(version, OLDEST):
+            raise self.link.away(f"it is version {version}; {'.'.join(map(str, OLDEST))} is needed")
         if asyncio.get_running_loop().time() >= end:
             if unsure:
                 raise _unknown(unsure)
@@ -364,6 +369,11 @@ def error_of(link: Link, error: Refused) -> MicroError:
     if "maximum message size" in error.text or "exceeds maximum" in error.text:
         return TooLarge("events", f"JetStream: {error.text}")
     return InternalError("events", f"JetStream: {error.text} ({error.code})")
+
+
+def _older(version: str, than: tuple[int, int]) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < than
 
 
 def _unknown(reasons: list[str]) -> BadGateway:

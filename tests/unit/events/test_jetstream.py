@@ -281,7 +281,9 @@ async def test_a_server_that_comes_later(tmp_path: Path) -> None:
 
 
 async def test_a_wrong_password() -> None:
-    config = 'authorization { user: "micro", password: "other" }'
+    # As docs/operations.md has it: no more than this is needed.
+    config = """authorization { users: [ { user: "micro", password: "other", permissions: {
+        publish: ["micro.>", "$JS.API.>"], subscribe: ["micro.>", "_INBOX.>"] } } ] }"""
     async with jetstream(config) as one:
         place = parse(f"nats://micro:secret@{one.address}")
         async with JetStreamEvents(place, patience=0.5) as events:
@@ -294,7 +296,14 @@ async def test_a_wrong_password() -> None:
 
             await eventually(says)
         async with JetStreamEvents(parse(f"nats://micro:other@{one.address}")) as events:
-            assert (await events.publish("t", b"")).sequence == 1
+            async with closing(events.consume("t", "g", retry_limit=0, auto_ack=False)) as given:
+                waiting = asyncio.ensure_future(anext(given))
+                await eventually(lambda: events.groups("t"))
+                assert (await events.publish("t", b"")).sequence == 1
+                assert await events.nack((await asyncio.wait_for(waiting, 0.4)).token) == 1
+            assert len(await events.dead("t", "g")) == 1
+            assert await events.discard("t", "g") == 1
+            assert await events.delete("t")
 
 
 async def test_a_server_without_jetstream() -> None:
