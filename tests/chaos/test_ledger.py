@@ -197,7 +197,8 @@ async def check_group(events: RemoteEvents, town: Town, group: str, ledger: Ledg
             assert order == sorted(order), "an event came before the one before it was settled"
         assert len(first) == len(set(first)), "a first attempt was made twice"
         letters = await events.dead(topic, group, limit=10_000)
-        assert {d.event.sequence for d in letters} == ledger.poison[topic]
+        dead, poison = {d.event.sequence for d in letters}, ledger.poison[topic]
+        assert dead == poison, f"{group}, {topic}: {poison - dead} not dead, {dead - poison} dead"
         assert {d.attempts for d in letters} <= {21}
     extra = sum(
         count - 1 for (topic, n), count in times.items() if n not in ledger.poison[str(topic)]
