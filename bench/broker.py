@@ -70,7 +70,7 @@ async def _raw(address: str) -> AsyncIterator[tuple[Publish, Next]]:
 @asynccontextmanager
 async def _ours(address: str) -> AsyncIterator[tuple[Publish, Next]]:
     from micro_ray.broker.nats import NatsBroker
-    from micro_ray.broker.nats_url import parse
+    from micro_ray.nats_url import parse
 
     async with (
         NatsBroker(parse(f"nats://{address}")) as broker,
@@ -121,7 +121,7 @@ async def _framed(address: str, folder: str) -> AsyncIterator[tuple[Publish, Nex
 async def _member(address: str, path: str) -> None:
     """The child: a broker's face on a socket."""
     from micro_ray.broker.nats import NatsBroker
-    from micro_ray.broker.nats_url import parse
+    from micro_ray.nats_url import parse
     from micro_ray.wire import broker as face
     from micro_ray.wire.server import Server
 

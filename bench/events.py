@@ -1,7 +1,9 @@
-"""Events: an acknowledged publish, against a plain insert that is flushed as it is.
+"""Events: an acknowledged publish, against a plain insert that is flushed as it is, and against
+nats-py on the same server.
 
-All write to one disk in turn. ``raw`` is one thread with one connection of sqlite3 in WAL with
-``synchronous=FULL`` that commits each insert: what an application would do without a platform.
+All of one table write to one disk in turn. ``raw`` is one thread with one connection of sqlite3 in
+WAL with ``synchronous=FULL`` that commits each insert: what an application would do without a
+platform.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from bench.measure import Sample, interleave, quantile, table
 from micro_ray.events import Events
+from micro_ray.events.jetstream import JetStreamEvents
 from micro_ray.events.sqlite import SqliteEvents
+from micro_ray.nats_url import parse
 from tests.fixtures.events import over_frames
+from tests.fixtures.nats import jetstream
 
 __all__ = ["run"]
 
@@ -82,7 +88,62 @@ def _publish(events: Events, count: int, at_once: int) -> Callable[[], Awaitable
     return sample
 
 
+def _raw_jetstream(client: Any, count: int, at_once: int) -> Callable[[], Awaitable[Sample]]:
+    """nats-py's own acknowledged publish, with an id that JetStream looks for."""
+    stream = client.jetstream()
+
+    async def sample() -> Sample:
+        took: list[float] = []
+
+        async def lane(share: int) -> None:
+            for _ in range(share):
+                begun = time.perf_counter()
+                headers = {"Nats-Msg-Id": os.urandom(16).hex()}
+                await stream.publish("raw.events", PAYLOAD, headers=headers)
+                took.append(time.perf_counter() - begun)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(lane(count // at_once) for _ in range(at_once)))
+        return _sample(took, time.perf_counter() - begun)
+
+    return sample
+
+
 async def run(*, quick: bool) -> str:
+    """Over SQLite and over JetStream."""
+    return f"{await _sqlite(quick)}\n\n{await _jetstream(quick)}"
+
+
+async def _jetstream(quick: bool) -> str:
+    import nats
+
+    count, rounds = (1000, 3) if quick else (2000, 15)
+    parts = []
+    async with jetstream() as server:
+        client = await nats.connect(f"nats://{server.address}")
+        await client.jetstream().add_stream(name="raw", subjects=["raw.>"])
+        place = parse(f"nats://{server.address}")
+        with tempfile.TemporaryDirectory(prefix="be-") as name:
+            async with (
+                JetStreamEvents(place, patience=10) as events,
+                over_frames(events, Path(name)) as remote,
+            ):
+                for at_once in (1, 32):
+                    figures = await interleave(
+                        {
+                            "events on JetStream": _publish(events, count, at_once),
+                            "nats-py": _raw_jetstream(client, count, at_once),
+                            "frames, one process": _publish(remote, count, at_once),
+                        },
+                        rounds=rounds,
+                    )
+                    title = f"Acknowledged publish of 256 bytes on one NATS, {at_once} at a time"
+                    parts.append(table(title, figures, "events on JetStream"))
+        await client.close()
+    return "\n\n".join(parts)
+
+
+async def _sqlite(quick: bool) -> str:
     count, rounds = (200, 1) if quick else (1000, 7)
     with tempfile.TemporaryDirectory(prefix="be-") as name:
         folder = Path(name)

@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from micro_ray.actors.backends import broker, registry
+from micro_ray.actors.backends import broker, events, registry
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.errors import BadRequest, Conflict, Unavailable
 from micro_ray.runtime.waiting import to_its_end
@@ -170,6 +170,7 @@ def _check(settings: Settings) -> None:
         )
     broker(settings)
     registry(settings)
+    events(settings)
 
 
 async def _external_registry(settings: Settings, report: Report) -> None:

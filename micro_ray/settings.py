@@ -75,6 +75,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "broker.patience": (0, 60),
     "events.ttl": (0, 10**9),
     "events.max_size": (0, 2**50),
+    "events.replicas": (0, 5),
+    "events.patience": (0, 60),
     "config.max_value": (1, 2**20),
     "config.max_document": (1024, 2**21),
     "config.max_keys": (1, 20_000),
@@ -193,13 +195,25 @@ class Broker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """``url``: ``sqlite:///path`` (blank path: ``<state>/events``). ``ttl`` in seconds and
-    ``max_size`` in bytes are what a topic keeps that has no retention of its own (0: for ever, any
-    amount)."""
+    """``url``: ``sqlite:///path`` (blank path: ``<state>/events``), or
+    ``nats://user:password@a:4222,b:4222`` or ``tls://...`` for JetStream there. ``ttl`` in seconds
+    and ``max_size`` in bytes are what a topic keeps that has no retention of its own (0: for ever,
+    any amount).
+
+    On JetStream: ``prefix`` is the first word of streams and subjects, ``tls_...`` are files
+    (blank: what the system trusts), ``replicas`` of each stream (0: three in a cluster, else one);
+    ``patience``: seconds that a verb waits for a connection.
+    """
 
     url: str = "sqlite://"
     ttl: float = 7 * 86_400.0
     max_size: int = 2**30
+    prefix: str = "micro"
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    replicas: int = 0
+    patience: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ NOUNS = {
     ),
     "events": Noun(
         interface="Events",
-        backends=("sqlite",),
+        backends=("sqlite", "jetstream"),
         actor="EventsActor",
         cli="events",
         suite="test_events.py",

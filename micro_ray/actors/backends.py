@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "broker",
+    "events",
     "examine",
     "open_broker",
     "open_events",
@@ -138,7 +139,7 @@ def broker(settings: Settings) -> Broker:
         raise BadRequest("settings", "broker.url: nothing follows memory://")
     # Late: a platform without NATS need not load its client.
     from micro_ray.broker.nats import NatsBroker
-    from micro_ray.broker.nats_url import parse, tls_context
+    from micro_ray.nats_url import parse, tls_context
 
     place = parse(given.url)
     files = (given.tls_ca, given.tls_cert, given.tls_key)
@@ -148,13 +149,40 @@ def broker(settings: Settings) -> Broker:
 
 @asynccontextmanager
 async def open_events(settings: Settings) -> AsyncIterator[Events]:
-    """``sqlite:///folder`` (blank: ``<state>/events``)."""
-    url = urlsplit(settings.events.url)
-    if url.scheme != "sqlite":
-        raise BadRequest("settings", f"events.url: {settings.events.url!r} is not sqlite:///path")
-    folder = Path(url.path) if url.path.strip("/") else settings.state / "events"
-    events = SqliteEvents(
-        folder, ttl=settings.events.ttl or None, max_size=settings.events.max_size or None
+    """``sqlite:///folder`` (blank: ``<state>/events``), ``nats://...`` or ``tls://...``, which need
+    not be there yet."""
+    async with events(settings) as opened:
+        yield opened
+
+
+def events(settings: Settings) -> Events:
+    """The events that the settings name, not yet entered. Raises BadRequest; the URL may hold a
+    password, and is in no error."""
+    given = settings.events
+    ttl, max_size = given.ttl or None, given.max_size or None
+    scheme, _, place = given.url.partition("://")
+    if scheme == "sqlite":
+        path = urlsplit(f"sqlite://{place}").path
+        folder = Path(path) if path.strip("/") else settings.state / "events"
+        return SqliteEvents(folder, ttl=ttl, max_size=max_size)
+    if scheme not in ("nats", "tls"):
+        raise BadRequest(
+            "settings",
+            f"events.url: {scheme[:20]!r} is none of sqlite:///path, "
+            "nats://user:password@host:4222 and tls://user:password@host:4222",
+        )
+    # Late, as the broker's.
+    from micro_ray.events.jetstream import JetStreamEvents
+    from micro_ray.nats_url import parse, tls_context
+
+    servers = parse(given.url, "events.url")
+    files = (given.tls_ca, given.tls_cert, given.tls_key)
+    return JetStreamEvents(
+        servers,
+        prefix=given.prefix,
+        replicas=given.replicas,
+        ttl=ttl,
+        max_size=max_size,
+        tls=tls_context(*files, noun="events") if servers.tls or any(files) else None,
+        patience=given.patience,
     )
-    async with events:
-        yield events

@@ -24,12 +24,12 @@ from typing import Any
 import nats.errors
 
 from micro_ray.broker import DEFAULT, Broker, Limits, Message, Subscription, checks
-from micro_ray.broker.nats_client import GuardedClient, Taker
-from micro_ray.broker.nats_health import examine
-from micro_ray.broker.nats_url import Place
 from micro_ray.broker.waiting import Queue, Reader, Spaces
 from micro_ray.errors import MicroError, TooLarge, Unavailable
 from micro_ray.finding import Finding
+from micro_ray.nats_client import GuardedClient, Taker
+from micro_ray.nats_health import examine
+from micro_ray.nats_url import Place
 
 __all__ = ["NatsBroker"]
 

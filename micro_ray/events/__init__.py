@@ -8,7 +8,7 @@ requeued.
 
 What is promised:
 
-- A publish is answered when the event is on disk.
+- A publish is answered when the event is kept: on disk, or as the backend says.
 - Each event that was acknowledged to its publisher and is still kept is given to each group at
   least once. It is given again only when it was not settled: its consumer went away, asked for it
   again, or let ``ack_wait`` pass.
@@ -19,7 +19,8 @@ What is promised:
 Retention is the exception: what is older than the topic's ``ttl``, or beyond its ``size``, is
 removed whether it was consumed or not. Dead letters stay.
 
-Backends: ``sqlite.py`` (WAL, fsync on commit; several processes may share the files).
+Backends: ``sqlite.py`` (WAL, fsync on commit; several processes may share the files) and
+``jetstream.py`` (NATS JetStream; flushed by the servers' ``sync_interval``, or kept by several).
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class DeadLetter:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
     """``first`` and ``last`` are the numbers of what is kept (``first`` is one past ``last`` when
-    nothing is), ``size`` the bytes of it. ``ttl`` in seconds and ``max_size`` in bytes are the
-    retention in force; None is for ever, or any amount."""
+    nothing is), ``size`` the bytes of it (on JetStream with what it keeps beside). ``ttl`` in
+    seconds and ``max_size`` in bytes are the retention in force; None is for ever, or any
+    amount."""
 
     name: str
     first: int
@@ -186,7 +188,7 @@ class Events(abc.ABC):
         expected: int | None = None,
         namespace: str = DEFAULT,
     ) -> Published:
-        """Take an event; when this returns it is on disk.
+        """Take an event; when this returns it is kept, as the backend says.
 
         ``id`` makes publishing twice harmless: while the topic keeps an event of this id, no second
         one is taken and the first is told (blank: an id is made). ``expected`` is the number that

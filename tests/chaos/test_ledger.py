@@ -23,6 +23,7 @@ import pytest
 from micro_ray.errors import MicroError
 from micro_ray.wire.events import RemoteEvents
 from tests.fixtures.events_process import NODES, POISON, TOPICS, caller, start
+from tests.fixtures.nats import NatsServer, jetstream
 from tests.fixtures.wait import eventually
 
 KILLS = int(os.environ.get("MICRO_LEDGER_KILLS", "10"))
@@ -75,9 +76,11 @@ async def publish(events: RemoteEvents, topic: str, ledger: Ledger, ending: asyn
 class Town:
     """The processes; each can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: NatsServer | None) -> None:
         self.folder = folder
-        self.commands = [("node", str(folder), str(i)) for i in range(NODES)]
+        self.server = server
+        where = () if server is None else (server.address,)
+        self.commands = [("node", str(folder), str(i), *where) for i in range(NODES)]
         for group, (members, rules) in GROUPS.items():
             log = str(folder / f"{group}.log")
             self.commands += [("member", str(folder), group, log, json.dumps(rules))] * members
@@ -95,7 +98,17 @@ class Town:
                     process.kill()
                 await process.wait()
 
+    @property
+    def victims(self) -> int:
+        """How many can be killed: the processes, and the server behind them."""
+        return len(self.commands) + (self.server is not None)
+
     async def kill(self, index: int) -> None:
+        if index == len(self.commands):
+            assert self.server is not None
+            await self.server.kill()
+            await self.server.start()
+            return
         self.processes[index].kill()
         await self.processes[index].wait()
         self.processes[index] = await start(*self.commands[index])
@@ -105,32 +118,46 @@ class Town:
         return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_nothing_acknowledged_is_lost() -> None:
+@asynccontextmanager
+async def backed(backend: str) -> AsyncIterator[NatsServer | None]:
+    if backend == "sqlite":
+        yield None
+        return
+    async with jetstream() as server:
+        yield server
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "jetstream"])
+async def test_nothing_acknowledged_is_lost(backend: str) -> None:
     seed = int(os.environ.get("MICRO_LEDGER_SEED", "0")) or random.randrange(1, 2**32)
     print(f"seed {seed}")
     choose = random.Random(seed)
     ledger = Ledger()
     with tempfile.TemporaryDirectory(prefix="ml-") as name:
-        town = Town(Path(name))
-        async with town.running(), caller(town.folder) as events:
-            ending = asyncio.Event()
-            publishers = [
-                asyncio.create_task(publish(events, topic, ledger, ending)) for topic in TOPICS
-            ]
-            try:
-                for _ in range(KILLS):
-                    goal = ledger.count + choose.randrange(20, 100)
-                    await eventually(lambda: ledger.count >= goal, within=20)  # noqa: B023 - awaited in the same turn
-                    await town.kill(choose.randrange(len(town.commands)))
-                goal = ledger.count + 2 * BAD
-                await eventually(lambda: ledger.count >= goal, within=20)
-            finally:
-                ending.set()
-                await asyncio.gather(*publishers)
-            await settled(events)
-            await check_replay(events, ledger)
-            for group in GROUPS:
-                await check_group(events, town, group, ledger)
+        async with backed(backend) as server:
+            await run(Town(Path(name), server), ledger, choose)
+
+
+async def run(town: Town, ledger: Ledger, choose: random.Random) -> None:
+    async with town.running(), caller(town.folder) as events:
+        ending = asyncio.Event()
+        publishers = [
+            asyncio.create_task(publish(events, topic, ledger, ending)) for topic in TOPICS
+        ]
+        try:
+            for _ in range(KILLS):
+                goal = ledger.count + choose.randrange(20, 100)
+                await eventually(lambda: ledger.count >= goal, within=20)  # noqa: B023 - awaited in the same turn
+                await town.kill(choose.randrange(town.victims))
+            goal = ledger.count + 2 * BAD
+            await eventually(lambda: ledger.count >= goal, within=20)
+        finally:
+            ending.set()
+            await asyncio.gather(*publishers)
+        await settled(events)
+        await check_replay(events, ledger)
+        for group in GROUPS:
+            await check_group(events, town, group, ledger)
 
 
 async def settled(events: RemoteEvents) -> None:
@@ -170,7 +197,8 @@ async def check_group(events: RemoteEvents, town: Town, group: str, ledger: Ledg
             assert order == sorted(order), "an event came before the one before it was settled"
         assert len(first) == len(set(first)), "a first attempt was made twice"
         letters = await events.dead(topic, group, limit=10_000)
-        assert {d.event.sequence for d in letters} == ledger.poison[topic]
+        dead, poison = {d.event.sequence for d in letters}, ledger.poison[topic]
+        assert dead == poison, f"{group}, {topic}: {poison - dead} not dead, {dead - poison} dead"
         assert {d.attempts for d in letters} <= {21}
     extra = sum(
         count - 1 for (topic, n), count in times.items() if n not in ledger.poison[str(topic)]

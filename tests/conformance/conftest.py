@@ -18,7 +18,7 @@ from tests.fixtures import brokers, configs, registries
 from tests.fixtures import events as event_ways
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.etcd import server as etcd
-from tests.fixtures.nats import NatsServer
+from tests.fixtures.nats import NatsServer, jetstream
 from tests.fixtures.nats import server as nats
 from tests.fixtures.stores import NAMES, Clock, opener
 
@@ -107,8 +107,23 @@ def broker(subject: brokers.Subject) -> Broker:
     return subject.broker
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def jet_server() -> AsyncIterator[NatsServer]:
+    """One with JetStream for all tests that leave it running."""
+    async with jetstream() as up:
+        yield up
+
+
 @pytest.fixture(params=sorted(event_ways.OPENERS))
-async def events(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Events]:
+async def events(
+    request: pytest.FixtureRequest, clock: Clock, jet_server: NatsServer
+) -> AsyncIterator[Events]:
     with tempfile.TemporaryDirectory(prefix="ev-") as folder:
-        async with event_ways.OPENERS[request.param](Path(folder), clock) as opened:
+        async with event_ways.OPENERS[request.param](Path(folder), clock, jet_server) as opened:
             yield opened
+
+
+@pytest.fixture
+def server_sizes(request: pytest.FixtureRequest) -> bool:
+    """Whether sizes of topics are what a server counts, and not of payloads and metadata alone."""
+    return request.node.callspec.params["events"] in event_ways.SERVER_SIZES

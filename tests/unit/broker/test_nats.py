@@ -15,8 +15,8 @@ import pytest
 
 from micro_ray.broker import Limits
 from micro_ray.broker.nats import NatsBroker
-from micro_ray.broker.nats_url import parse, tls_context
 from micro_ray.errors import BadRequest, TooLarge, Unavailable
+from micro_ray.nats_url import parse, tls_context
 from tests.fixtures.brokers import bodies, says, up
 from tests.fixtures.certificates import certificates
 from tests.fixtures.nats import PASSWORD, USER, NatsServer, free_ports, server

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from micro_ray.broker.nats import NatsBroker
-from micro_ray.broker.nats_url import parse
 from micro_ray.errors import Unavailable
+from micro_ray.nats_url import parse
 from tests.fixtures.brokers import bodies, says, up
 from tests.fixtures.nats import Cluster, NatsServer
 from tests.fixtures.wait import PROMPT, eventually

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from micro_ray.broker.nats_url import Place, parse, tls_context
 from micro_ray.errors import BadRequest
+from micro_ray.nats_url import Place, parse, tls_context
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from micro_ray import Service
 from micro_ray.broker import Message
 from micro_ray.broker.memory import MemoryBroker
 from micro_ray.broker.nats import NatsBroker
-from micro_ray.broker.nats_url import parse
 from micro_ray.errors import BadRequest, Unavailable
+from micro_ray.nats_url import parse
 from micro_ray.network.network import Network
 from micro_ray.router import Delta, Route
 from micro_ray.router.table import Table

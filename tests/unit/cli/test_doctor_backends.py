@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from micro_ray.broker.nats import NatsBroker
-from micro_ray.broker.nats_url import parse as nats_place
 from micro_ray.cli import doctor
+from micro_ray.nats_url import parse as nats_place
 from micro_ray.registry.etcd import EtcdRegistry
 from micro_ray.registry.etcd_url import parse as etcd_place
 from micro_ray.sdk.testing import Here, platform

@@ -1,4 +1,4 @@
-"""Where NATS is, and how a platform comes in: the URL of the setting ``broker.url``.
+"""Where NATS is, and how a platform comes in: the URL of a setting.
 
 ``nats://user:password@a:4222,b:4222,c``; ``tls://`` for servers whose certificate is checked and
 from which nothing is taken in clear; a user without a password is a token. What is not a letter,
@@ -35,18 +35,30 @@ class Place:
         return ", ".join(self.servers)
 
 
-def parse(url: str) -> Place:
-    """Raises BadRequest that says what is wrong, without what is secret."""
+def parse(url: str, setting: str = "broker.url") -> Place:
+    """Raises BadRequest that says what is wrong with the setting, without what is secret."""
+    try:
+        return _parse(url)
+    except ValueError as error:
+        raise BadRequest(
+            "settings",
+            f"{setting}: {error}; write nats://user:password@host:4222,host:4222, or tls://...",
+        ) from None
+
+
+def _parse(url: str) -> Place:
     scheme, sign, rest = url.partition("://")
     if not sign or scheme not in ("nats", "tls"):
-        raise _bad(f"scheme {scheme[:20]!r} is not nats or tls" if sign else "it has no '://'")
+        raise ValueError(
+            f"scheme {scheme[:20]!r} is not nats or tls" if sign else "it has no '://'"
+        )
     known, at, hosts = rest.rpartition("@")
     hosts = hosts.rstrip("/")
     servers = tuple(_server(host.strip()) for host in hosts.split(","))
     user, colon, password = known.partition(":")
     user, password = unquote(user), unquote(password)
     if at and not user:
-        raise _bad("there is '@', but no user before it")
+        raise ValueError("there is '@', but no user before it")
     return Place(
         servers=servers,
         tls=scheme == "tls",
@@ -61,32 +73,29 @@ def _server(text: str) -> str:
     if not text or found is None:
         # What follows a colon may be a password whose '@' was forgotten.
         shown = text.partition(":")[0][:80]
-        raise _bad(f"server {shown!r} is not like host:port" if text else "a server is missing")
+        raise ValueError(
+            f"server {shown!r} is not like host:port" if text else "a server is missing"
+        )
     port = int(found[4] or PORT)
     if not 0 < port < 65536:
-        raise _bad(f"server {found[1]!r} has no port from 1 to 65535")
+        raise ValueError(f"server {found[1]!r} has no port from 1 to 65535")
     return f"{found[1]}:{port}"
 
 
-def _bad(why: str) -> BadRequest:
-    return BadRequest(
-        "settings",
-        f"broker.url: {why}; write nats://user:password@host:4222,host:4222, or tls://...",
-    )
-
-
-def tls_context(authority: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:
+def tls_context(
+    authority: str = "", certificate: str = "", key: str = "", *, noun: str = "broker"
+) -> ssl.SSLContext:
     """What the servers' certificates are checked against (a file; blank: what the system trusts),
-    and the certificate to show them. Raises BadRequest that names the setting."""
+    and the certificate to show them. Raises BadRequest that names the noun's setting."""
     try:
         context = ssl.create_default_context(cafile=authority or None)
     except (OSError, ValueError) as error:
-        raise BadRequest("settings", f"broker.tls_ca: {authority}: {error}") from None
+        raise BadRequest("settings", f"{noun}.tls_ca: {authority}: {error}") from None
     if certificate or key:
         try:
             context.load_cert_chain(certificate, key or None)
         except (OSError, ValueError) as error:
             raise BadRequest(
-                "settings", f"broker.tls_cert, broker.tls_key: {certificate}, {key}: {error}"
+                "settings", f"{noun}.tls_cert, {noun}.tls_key: {certificate}, {key}: {error}"
             ) from None
     return context

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-from micro_ray.broker.nats_url import Place
 from micro_ray.finding import Finding
+from micro_ray.nats_url import Place
 
 __all__ = ["examine"]
 
@@ -14,22 +15,25 @@ __all__ = ["examine"]
 PATIENCE = 2.0
 
 
-async def examine(place: Place, info: dict[str, Any], why: str) -> list[Finding]:
-    """``info`` is what the server we are connected to says of itself; without one ``why`` says what
+async def examine(
+    place: Place, info: Mapping[str, Any], why: str, noun: str = "broker"
+) -> list[Finding]:
+    """For a noun: ``info`` is what the server we are connected to says of itself; without one ``why`` says what
     is in the way."""
     asked = await asyncio.gather(*(_answers(server) for server in place.servers))
     down = {s: text for s, text in zip(place.servers, asked, strict=True) if text}
     away = "; ".join(f"{server}: {text}" for server, text in down.items())
     if not info:
         hint = f" ({away})" if away else ""
-        return [_bad(f"not connected to NATS at {place}: {why}{hint}; nothing is carried")]
+        return [_bad(noun, f"not connected to NATS at {place}: {why}{hint}; nothing is carried")]
     told = f"NATS {info.get('version', '?')}, connected to {info.get('server_name', '?')}"
     others = len(info.get("connect_urls") or ())
     if others:
         told += f", {others} server{'s' if others > 1 else ''} in its cluster"
     if down:
-        return [_bad(f"{told}; not in reach: {away}. Start what is down, or correct broker.url")]
-    return [Finding(check="broker", good=True, text=told)]
+        mend = f"Start what is down, or correct {noun}.url"
+        return [_bad(noun, f"{told}; not in reach: {away}. {mend}")]
+    return [Finding(check=noun, good=True, text=told)]
 
 
 async def _answers(server: str) -> str:
@@ -46,5 +50,5 @@ async def _answers(server: str) -> str:
     return ""
 
 
-def _bad(text: str) -> Finding:
-    return Finding(check="broker", good=False, text=text)
+def _bad(noun: str, text: str) -> Finding:
+    return Finding(check=noun, good=False, text=text)
