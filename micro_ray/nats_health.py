@@ -18,8 +18,8 @@ PATIENCE = 2.0
 async def examine(
     place: Place, info: Mapping[str, Any], why: str, noun: str = "broker"
 ) -> list[Finding]:
-    """For a noun: ``info`` is what the server we are connected to says of itself; without one ``why`` says what
-    is in the way."""
+    """For a noun: ``info`` is what the server that we are connected to says of itself; without one
+    ``why`` says what is in the way."""
     asked = await asyncio.gather(*(_answers(server) for server in place.servers))
     down = {s: text for s, text in zip(place.servers, asked, strict=True) if text}
     away = "; ".join(f"{server}: {text}" for server, text in down.items())
