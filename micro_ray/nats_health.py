@@ -25,7 +25,9 @@ async def examine(
     away = "; ".join(f"{server}: {text}" for server, text in down.items())
     if not info:
         hint = f" ({away})" if away else ""
-        return [_bad(noun, f"not connected to NATS at {place}: {why}{hint}; nothing is carried")]
+        return [
+            _bad(noun, f"not connected to NATS at {place}: {why}{hint}; nothing is taken or given")
+        ]
     told = f"NATS {info.get('version', '?')}, connected to {info.get('server_name', '?')}"
     others = len(info.get("connect_urls") or ())
     if others:

@@ -93,8 +93,14 @@ class Link:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the server said of itself."""
-        return {} if self._client is None else self._client._server_info
+        """What the server said of itself; nothing without a connection."""
+        up = self._client is not None and self._up.is_set()
+        return self._client._server_info if up and self._client is not None else {}
+
+    @property
+    def why(self) -> str:
+        """What is in the way of a connection, or was last."""
+        return self._why
 
     async def ready(self) -> GuardedClient:
         """The client, once it is connected. Raises Unavailable after a while."""

@@ -41,6 +41,8 @@ from micro_ray.events.jetstream_api import Api, Names
 from micro_ray.events.jetstream_members import Members
 from micro_ray.events.jetstream_state import State
 from micro_ray.events.jetstream_sweep import Sweep, purge_life
+from micro_ray.finding import Finding
+from micro_ray.nats_health import examine
 from micro_ray.nats_link import Link
 from micro_ray.nats_url import Place
 
@@ -125,6 +127,24 @@ class JetStreamEvents(Events):
                 log.info("no sweep: %s", error)
             except Exception:
                 log.exception("sweep")
+
+    async def examine(self) -> list[Finding]:
+        """Whether the servers are reached, and how full JetStream is there."""
+        found = await examine(self._link.place, self._link.info, self._link.why, "events")
+        if not self._link.info:
+            return found
+        try:
+            about = await self._api.account()
+        except MicroError as error:
+            return [*found, Finding(check="events", good=False, text=error.detail)]
+        used, most = about["storage"], (about.get("limits") or {}).get("max_storage", -1)
+        text = f"JetStream keeps {about['streams']} streams, {used / 2**20:.0f} MiB"
+        full = 0 < most * 0.9 < used
+        if most > 0:
+            text += f" of {most / 2**20:.0f}"
+        if full:
+            text += ": raise the account's limits or keep less (events.ttl, events.max_size)"
+        return [*found, Finding(check="events", good=not full, text=text)]
 
     async def sweep(self) -> int:
         """Remove what is no longer kept, and give up what nobody settled; done every few seconds by

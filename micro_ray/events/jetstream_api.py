@@ -217,6 +217,13 @@ class Api:
             if not rows or len(found) >= page["total"]:
                 return found
 
+    async def account(self) -> dict[str, Any]:
+        """What JetStream keeps for us, and its limits."""
+        try:
+            return await self.ask("INFO")
+        except Refused as error:
+            raise self._error(error) from None
+
     async def count(self, subject: str) -> int:
         """How many streams take subjects of a pattern."""
         try:

@@ -17,6 +17,7 @@ from micro_ray.events import Delivery, Published
 from micro_ray.events.jetstream import JetStreamEvents
 from micro_ray.events.jetstream_api import Names, id_of
 from micro_ray.events.jetstream_state import State
+from micro_ray.finding import Examined
 from micro_ray.nats_url import parse
 from micro_ray.settings import load
 from tests.fixtures.nats import PASSWORD, NatsServer, free_ports, jetstream, server
@@ -109,14 +110,17 @@ async def test_members_in_two_processes(jet: NatsServer) -> None:
         ]
         for i in range(200):
             await (here, there)[i % 2].publish("t", b"")
-        await eventually(lambda: len(seen) >= 200, within=20)
+
+        async def settled() -> bool:
+            (group,) = await there.groups("t")
+            return (group.pending, group.waiting, group.next) == (0, 0, 201)
+
+        await eventually(settled, within=20)
         for task in members:
             task.cancel()
         await asyncio.gather(*members, return_exceptions=True)
         assert sorted(d.event.sequence for _, d in seen) == [*range(1, 201)]
         assert {d.attempt for _, d in seen} == {1}
-        (group,) = await there.groups("t")
-        assert (group.pending, group.waiting, group.next) == (0, 0, 201)
 
 
 async def test_what_a_killed_consumer_held_is_given_again(jet: NatsServer, clock: Clock) -> None:
@@ -257,6 +261,27 @@ async def test_strange_ids(jet: NatsServer) -> None:
             assert (await events.publish("a.b", b"", id=id, namespace="n.m")).duplicate
         assert [e.id for e in await events.read("a.b", namespace="n.m")] == ids
         assert await events.topics(namespace="n") == await events.topics(namespace="m") == []
+
+
+async def test_it_is_examined(jet: NatsServer) -> None:
+    async with backend(jet) as events:
+        await events.publish("t", b"")
+        assert isinstance(events, Examined)
+        connected, kept = await events.examine()
+        assert connected.good
+        assert kept.good
+        assert "keeps 1 streams" in kept.text
+        assert {connected.check, kept.check} == {"events"}
+        await jet.kill()
+
+        async def away() -> bool:
+            return [f.good for f in await events.examine()] == [False]
+
+        await eventually(away)
+        await jet.start()
+    async with server() as one, backend(one) as events:
+        await eventually(lambda: events._link.info)
+        assert [f.good for f in await events.examine()] == [True, False]
 
 
 # -- what is refused -----------------------------------------------------------------------------
