@@ -65,6 +65,7 @@ class Clients:
         outcome, version = await self._change(registers, key, kind, value, expected[1])
         if outcome is None:
             self.refused += 1
+            await asyncio.sleep(0.01)  # nobody is there just now
             return
         self.history.append(
             Call(
