@@ -91,9 +91,9 @@ class NatsBroker(Broker):
     async def close(self) -> None:
         self._closed = True
         keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+        while keeper is not None and not keeper.done():
+            keeper.cancel()  # again: nats-py may take it for a failure to connect
+            await asyncio.wait({keeper}, timeout=0.1)
         self._readers.clear()
         self._spaces.end(Unavailable("broker", "the broker is closed"))
 
