@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MICRO", "ROOT", "Server", "end", "free_port", "micro", "peer", "server"]
+__all__ = ["MICRO", "ROOT", "Server", "end", "free_port", "joining", "micro", "peer", "server"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = Path(sys.executable).with_name("micro")
@@ -120,6 +120,13 @@ def micro(at: Server, *args: str, good: bool = True) -> str:
     if done.returncode and good:
         raise RuntimeError(f"micro {' '.join(args)} ({done.returncode}): {done.stdout}")
     return done.stdout
+
+
+def joining(at: Server) -> dict[str, str]:
+    """The environment with which a process joins the platform's Ray."""
+    lines = micro(at, "env", "ray").splitlines()
+    pairs = (line.removeprefix("export ").partition("=") for line in lines)
+    return {**at.environ, **{name: value for name, _, value in pairs}}
 
 
 def _accepts(port: int) -> None:

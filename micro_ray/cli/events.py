@@ -1,4 +1,4 @@
-"""events: publish, consume, read, replay; topics and groups; dead letters."""
+"""events: publish, consume, fetch and settle, read, replay; topics and groups; dead letters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _place(text: str) -> dict[str, Any]:
     """Where to begin: "now", "beginning", a number, a time, or how long ago. Raises Usage."""
     if text in ("now", "beginning"):
         return {"start": text}
-    if re.fullmatch(r"\d{1,18}", text, re.ASCII):
+    if re.fullmatch(r"\d{1,19}", text, re.ASCII):
         return {"sequence": int(text)}
     return {"since": _time(text)}
 
@@ -172,6 +172,76 @@ def consume(
                 return
 
 
+@events.command(cls=Numbers)
+@click.argument("topic")
+@click.argument("group")
+@click.option("-l", "--limit", default=1, show_default=True, help="At most so many.")
+@click.option("--wait", default=0.0, metavar="SECONDS", help="Wait for the first of them.")
+@click.option(
+    "--from", "begin", default="now", show_default=True, metavar="PLACE",
+    help="Where a new group begins: now, beginning, a number, a time or how long ago.",
+)  # fmt: skip
+@click.option(
+    "--ack-wait", default=30.0, metavar="SECONDS",
+    help="An event that is not settled within it is given again (30).",
+)  # fmt: skip
+@click.option("--retry-limit", default=10, help="Given again so often (-1: for ever).")
+@click.option("--backoff", default=1.0, metavar="SECONDS", help="Before it is given again (1).")
+@click.option("--pending", default=1000, help="Most events given and not settled (1000).")
+@output()
+@click.pass_obj
+def fetch(session: Session, /, topic: str, group: str, begin: str, **rules: Any) -> None:
+    """Take events of a GROUP of TOPIC, to be settled by `micro events ack TOKEN`."""
+    request = {"topic": topic, "group": group, **_place(begin), **rules}
+    found = session.call("events", "Events.Fetch", request)["events"]
+    if session.output == "json":
+        as_json(found)
+        return
+    columns(
+        ("NUMBER", "ID", "ATTEMPT", "TOKEN", "PAYLOAD"),
+        [(e["sequence"], e["id"], e["attempt"], e["token"], e["payload"][:80]) for e in found],
+    )
+
+
+_tokens = click.argument("tokens", nargs=-1)
+
+
+@events.command(cls=Numbers)
+@_tokens
+@output()
+@click.pass_obj
+def ack(session: Session, tokens: tuple[str, ...]) -> None:
+    """Settle events by their TOKENS; prints how many were still held."""
+    _settled(session, "Events.Ack", {"tokens": list(tokens)})
+
+
+@events.command(cls=Numbers)
+@_tokens
+@click.option("--delay", type=float, metavar="SECONDS", help="Not before (default: the back-off).")
+@output()
+@click.pass_obj
+def nack(session: Session, tokens: tuple[str, ...], delay: float | None) -> None:
+    """Give events back by their TOKENS; prints how many were still held."""
+    _settled(session, "Events.Nack", {"tokens": list(tokens), "delay": delay})
+
+
+@events.command(cls=Numbers)
+@_tokens
+@output()
+@click.pass_obj
+def progress(session: Session, tokens: tuple[str, ...]) -> None:
+    """Say that events are being worked on; prints how many were still held."""
+    _settled(session, "Events.Progress", {"tokens": list(tokens)})
+
+
+def _settled(session: Session, endpoint: str, request: dict[str, Any]) -> None:
+    found = session.call("events", endpoint, request)
+    if session.output == "json":
+        as_json(found)
+    else:
+        click.echo(found["count"])
+
+
 @events.command()
 @click.argument("topic")
 @click.option("-l", "--limit", default=250, show_default=True, help="At most so many.")
@@ -255,9 +325,11 @@ def retain(session: Session, topic: str, ttl: str, max_size: int | None) -> None
 def delete(session: Session, topic: str, group: str) -> None:
     """Remove TOPIC with its events, groups and dead letters."""
     if group:
-        session.call("events", "Events.DeleteGroup", {"topic": topic, "group": group})
+        done = session.call("events", "Events.DeleteGroup", {"topic": topic, "group": group})
     else:
-        session.call("events", "Events.Delete", {"topic": topic})
+        done = session.call("events", "Events.Delete", {"topic": topic})
+    if session.output == "json":
+        as_json(done)
 
 
 @events.command()
@@ -325,9 +397,4 @@ def discard(session: Session, topic: str, group: str, numbers: tuple[int, ...]) 
 def _counted(
     session: Session, endpoint: str, topic: str, group: str, numbers: tuple[int, ...]
 ) -> None:
-    request = {"topic": topic, "group": group, "sequences": list(numbers)}
-    found = session.call("events", endpoint, request)
-    if session.output == "json":
-        as_json(found)
-    else:
-        click.echo(found["count"])
+    _settled(session, endpoint, {"topic": topic, "group": group, "sequences": list(numbers)})

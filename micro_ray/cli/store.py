@@ -1,8 +1,9 @@
-"""store: read, write, list, delete, databases, tables."""
+"""store: read, query, write, list, delete, transact, revision, watch, databases, tables, blob."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,8 +12,19 @@ from typing import Any
 import click
 
 from micro_ray.cli.arguments import Numbers, duration, pairs
+from micro_ray.cli.blobs import blob
+from micro_ray.cli.exits import Usage
 from micro_ray.cli.group import Subcommands
-from micro_ray.cli.output import as_json, bytes_out, columns, lines, output, raw
+from micro_ray.cli.output import (
+    as_json,
+    bytes_out,
+    columns,
+    json_line,
+    lines,
+    output,
+    raw,
+    visible,
+)
 from micro_ray.cli.session import Session
 from micro_ray.errors import NotFound
 from micro_ray.wire.store_records import to_text
@@ -50,6 +62,9 @@ def store() -> None:
     """Read and write records."""
 
 
+store.add_command(blob)
+
+
 @store.command(cls=Numbers)
 @click.argument("key")
 @click.option("-p", "--prefix", is_flag=True, help="All whose key begins so.")
@@ -70,10 +85,7 @@ def read(session: Session, /, verbose: bool, **request: Any) -> None:
     elif not records:
         raise NotFound("store", "not found")
     elif verbose:
-        columns(
-            ("KEY", "VALUE", "EXPIRY", "VERSION"),
-            [(r["key"], _shown(r), _expiry(r["expiry"]), r["version"]) for r in records],
-        )
+        _table(records)
     else:
         for record in records:
             value = _bytes(record)
@@ -81,6 +93,29 @@ def read(session: Session, /, verbose: bool, **request: Any) -> None:
                 raw(value)
             else:
                 bytes_out(value, b"\n" if _is_text(value) else b"")
+
+
+@store.command()
+@click.option("-p", "--prefix", default="", help="Keys that begin so.")
+@click.option("-s", "--suffix", default="", help="Keys that end so.")
+@_page
+@_place
+@output()
+@click.pass_obj
+def query(session: Session, /, **request: Any) -> None:
+    """Print records with key, expiry and version; all, or those whose key begins and ends so."""
+    records = session.call("store", "Store.Query", request, idempotent=True)["records"]
+    if session.output == "json":
+        as_json(records)
+    else:
+        _table(records)
+
+
+def _table(records: list[dict[str, Any]]) -> None:
+    columns(
+        ("KEY", "VALUE", "EXPIRY", "VERSION"),
+        [(r["key"], _shown(r), _expiry(r["expiry"]), r["version"]) for r in records],
+    )
 
 
 def _bytes(record: dict[str, Any]) -> bytes:
@@ -160,6 +195,59 @@ def list_(session: Session, /, **request: Any) -> None:
 def delete(session: Session, /, **request: Any) -> None:
     """Remove the record under KEY."""
     session.call("store", "Store.Delete", request)
+
+
+@store.command()
+@click.argument("operations")
+@_database
+@output()
+@click.pass_obj
+def transact(session: Session, operations: str, database: str) -> None:
+    """Do all of OPERATIONS (or of standard input, for -) or none; prints the versions given.
+
+    OPERATIONS is an array of JSON: {"kind": "put", "key": "k", "value": "v"}, {"kind": "delete",
+    "key": "k"} or {"kind": "check", "key": "k", "expected": 3}; each may have "table" and
+    "expected", a put "encoding" (base64), "metadata" and "expiry" (seconds).
+    """
+    text = sys.stdin.read() if operations == "-" else operations
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Usage("cli", f"the operations are not JSON: {error}") from None
+    request = {"operations": rows, "database": database}
+    versions = session.call("store", "Store.Transaction", request)["versions"]
+    if session.output == "json":
+        as_json(versions)
+    else:
+        lines([str(version) for version in versions])
+
+
+@store.command()
+@output()
+@click.pass_obj
+def revision(session: Session) -> None:
+    """Print the newest version given, to watch from."""
+    found = session.call("store", "Store.Revision", idempotent=True)["revision"]
+    if session.output == "json":
+        as_json(found)
+    else:
+        click.echo(found)
+
+
+@store.command()
+@click.option("-p", "--prefix", default="", help="Of keys that begin so.")
+@click.option("--from", "revision", type=click.IntRange(0), help="What came after this version.")
+@_place
+@output()
+@click.pass_obj
+def watch(session: Session, /, revision: int | None, **request: Any) -> None:
+    """Print the changes of a table as they come, one a line."""
+    request["revision"] = -1 if revision is None else revision
+    for change in session.stream("store", "Store.Watch", request):
+        if session.output == "json":
+            json_line(change)
+        else:
+            click.echo(visible(f"{change['revision']}  {change['action']}  {change['key']}"))
 
 
 @store.command()

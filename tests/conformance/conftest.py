@@ -1,9 +1,10 @@
-"""The subjects of the suites: every backend and every way to it."""
+"""The subjects of the suites: every backend and every way to it. What a way cannot do is in its
+rows (``tests/faces``)."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from micro_ray.config import Config
 from micro_ray.events import Events
 from micro_ray.registry import Registry
 from micro_ray.store import Store
+from tests.faces import rows
+from tests.faces.table import FACES
+from tests.faces.terminal import Zygote, zygote_process
 from tests.fixtures import brokers, configs, registries
 from tests.fixtures import events as event_ways
 from tests.fixtures.etcd import EtcdServer
@@ -21,6 +25,24 @@ from tests.fixtures.etcd import server as etcd
 from tests.fixtures.nats import NatsServer, jetstream
 from tests.fixtures.nats import server as nats
 from tests.fixtures.stores import NAMES, Clock, opener
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a face as the rows of it say."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent != here or not isinstance(item, pytest.Function):
+            continue
+        noun = item.path.stem.removeprefix("test_").partition("_")[0]
+        for way in rows.ways(item):
+            rows.apply(FACES.get((noun, way), rows.Rows()), item, way)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Where the commands of the terminal's face come from."""
+    with zygote_process() as up:
+        yield up
 
 
 @pytest.fixture
@@ -36,10 +58,10 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[S
             yield opened
 
 
-@pytest.fixture(params=sorted(configs.OPENERS))
+@pytest.fixture(params=configs.NAMES)
 async def config(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Config]:
     with tempfile.TemporaryDirectory(prefix="cf-") as folder:
-        async with configs.OPENERS[request.param](Path(folder), clock) as opened:
+        async with configs.opener(request.param, request)(Path(folder), clock) as opened:
             yield opened
 
 
@@ -114,12 +136,13 @@ async def jet_server() -> AsyncIterator[NatsServer]:
         yield up
 
 
-@pytest.fixture(params=sorted(event_ways.OPENERS))
+@pytest.fixture(params=event_ways.NAMES)
 async def events(
     request: pytest.FixtureRequest, clock: Clock, jet_server: NatsServer
 ) -> AsyncIterator[Events]:
     with tempfile.TemporaryDirectory(prefix="ev-") as folder:
-        async with event_ways.OPENERS[request.param](Path(folder), clock, jet_server) as opened:
+        way = event_ways.opener(request.param, request)
+        async with way(Path(folder), clock, jet_server) as opened:
             yield opened
 
 

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from micro_ray.config import Config
 from micro_ray.errors import NotFound, PreconditionFailed
-from tests.fixtures.configs import LIMITS, OPENERS
+from tests.fixtures import configs
+from tests.fixtures.configs import LIMITS, OPENERS, Opener, opener
 from tests.fixtures.stores import Clock
 
 NAMES = st.sampled_from(["a", "b", "a-b", "c"])
@@ -63,14 +64,14 @@ def merged(old: Any, patch: Any) -> Any:
 class Model(RuleBasedStateMachine):
     """``past`` holds every version of the document, the empty one first."""
 
-    opener = "memory"
+    opener: Opener = staticmethod(OPENERS["memory"])
 
     def __init__(self) -> None:
         super().__init__()
         self.past: list[dict[str, Any]] = [{}]
         self.folder = tempfile.TemporaryDirectory(prefix="cf-")
         self.runner = asyncio.Runner()
-        self.opened = OPENERS[self.opener](Path(self.folder.name), Clock())
+        self.opened = self.opener(Path(self.folder.name), Clock())
         self.config: Config = self.runner.run(self.opened.__aenter__())
 
     def teardown(self) -> None:
@@ -148,12 +149,13 @@ class Model(RuleBasedStateMachine):
                 assert text(found.data) == text(self.past[version])
 
 
-@pytest.mark.parametrize("name", sorted(OPENERS))
-def test_like_plain_objects(name: str) -> None:
-    machine = type("Machine", (Model,), {"opener": name})
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_like_plain_objects(name: str, request: pytest.FixtureRequest) -> None:
+    way = staticmethod(opener(name, request))
+    machine = type("Machine", (Model,), {"opener": way})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=60 if name == "memory" else 15,
+        max_examples={"memory": 60, "handle": 3}.get(name, 15),
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from micro_ray.errors import Conflict, NotFound
 from micro_ray.store import Check, Delete, Operation, Put, Store
-from tests.fixtures.stores import NAMES, OPENERS, SERVED, Clock, Opener, opener
+from tests.fixtures.stores import NAMES, OPENERS, Clock, Opener, opener
 
 KEYS = st.sampled_from(["a", "a%", "a_", "ab", "b", "*", "ä", "\uffff", "😀"])
 TABLES = st.sampled_from(["t", "u"])
@@ -28,11 +28,16 @@ OPERATIONS = st.lists(
     max_size=5,
 )
 
+#: Fewer where each step takes longer.
+EXAMPLES = {"memory": 60, "postgres": 10, "postgres-frames": 10, "handle": 6, "terminal": 2}
+
 
 class Model(RuleBasedStateMachine):
     """``records`` holds (table, key) -> (value, version, end)."""
 
     opener: Opener = staticmethod(OPENERS["memory"])
+    #: Whether the clock is ours.
+    timed = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +57,7 @@ class Model(RuleBasedStateMachine):
     def now(self, table: str, key: str) -> int:
         return self.records[table, key][1] if (table, key) in self.records else 0
 
+    @precondition(lambda self: self.timed)
     @rule(seconds=st.sampled_from([0.5, 1, 10]))
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -64,6 +70,7 @@ class Model(RuleBasedStateMachine):
     def write(
         self, key: str, table: str, value: bytes, expected: int | None, expiry: float | None
     ) -> None:
+        expiry = expiry if self.timed else None
         there = self.now(table, key)
         wanted = there if expected == -1 else expected
         call = self.store.write(key, value, table=table, expected=wanted, expiry=expiry)
@@ -182,11 +189,11 @@ class Model(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", NAMES)
 def test_like_a_dictionary(name: str, request: pytest.FixtureRequest) -> None:
     way = staticmethod(opener(name, request))
-    machine = type("Machine", (Model,), {"opener": way})
+    machine = type("Machine", (Model,), {"opener": way, "timed": name != "handle"})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=60 if name == "memory" else 10 if name in SERVED else 25,
-        stateful_step_count=30,
+        max_examples=EXAMPLES.get(name, 25),
+        stateful_step_count=12 if name == "terminal" else 30,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,

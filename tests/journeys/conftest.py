@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.stack import ROOT, Server, micro
+from bench.stack import ROOT, Server, joining
 
 Source = Callable[..., str]
 Driver = Callable[[Server, str], str]
@@ -29,13 +29,6 @@ def source(tmp_path: Path) -> Source:
         return str(folder)
 
     return make
-
-
-def joining(at: Server) -> dict[str, str]:
-    """The environment with which a process joins the platform's Ray."""
-    lines = micro(at, "env", "ray").splitlines()
-    pairs = (line.removeprefix("export ").partition("=") for line in lines)
-    return {**at.environ, **{name: value for name, _, value in pairs}}
 
 
 @pytest.fixture

@@ -50,8 +50,23 @@ async def test_commands_and_services(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("micro store ", ["databases", "delete", "list", "read", "tables", "write"]),
-        ("micro store re", ["read"]),
+        (
+            "micro store ",
+            [
+                "blob",
+                "databases",
+                "delete",
+                "list",
+                "query",
+                "read",
+                "revision",
+                "tables",
+                "transact",
+                "watch",
+                "write",
+            ],
+        ),
+        ("micro store re", ["read", "revision"]),
         ("micro logs --f", ["--follow"]),
         ("micro store read --order ", ["asc", "desc"]),
         ("micro -o ", ["table", "json"]),

@@ -133,3 +133,20 @@ async def test_what_is_wrong_is_said(terminal: Terminal, args: list[str], word: 
     assert done.code != 0
     assert word.lower() in done.err.lower()
     assert done.out == ""
+
+
+async def test_fetch_and_settle(terminal: Terminal) -> None:
+    await terminal.inside("events", "publish", "cli-fetch", "one")
+    place = ("events", "fetch", "cli-fetch", "g", "--from", "beginning", "-l", "5")
+    ((number, _, attempt, token, payload),) = (await terminal.inside(*place)).rows()
+    assert (number, attempt, payload) == ("1", "1", "one")
+    assert (await terminal.inside(*place)).rows() == []
+    assert (await terminal.inside("events", "progress", token)).out == "1\n"
+    assert (await terminal.inside("events", "nack", token, "--delay", "0")).out == "1\n"
+    ((_, _, attempt, token, _),) = (await terminal.inside(*place)).rows()
+    assert attempt == "2"
+    assert (await terminal.inside("events", "ack", token)).out == "1\n"
+    assert (await terminal.inside("events", "ack", token)).out == "0\n"
+    wrong = await terminal.inside("events", "ack", "no-token")
+    assert wrong.code == 1
+    assert "token" in wrong.err

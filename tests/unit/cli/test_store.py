@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+
 import pytest
 
 from micro_ray.sdk.testing import Here
@@ -201,3 +205,56 @@ async def test_bad_input_is_named(terminal: Terminal, args: list[str], named: st
     done = await terminal.inside("store", *args)
     assert done.code in (1, 2)
     assert named in done.err.lower()
+
+
+async def test_query(terminal: Terminal) -> None:
+    place = ("-t", "cli-query")
+    for key in ("a1", "a2", "b1"):
+        await terminal.inside("store", "write", key, f"of {key}", *place)
+    rows = (await terminal.inside("store", "query", "-p", "a", "-s", "2", *place)).rows()
+    assert [row[:4] for row in rows] == [["a2", "of", "a2", "None"]]
+    assert len((await terminal.inside("store", "query", *place)).rows()) == 3
+    assert (await terminal.inside("store", "query", "-p", "z", *place)).rows() == []
+
+
+async def test_transactions(terminal: Terminal) -> None:
+    put = '[{"kind": "put", "key": "cli/t", "value": "v", "expected": 0}]'
+    done = await terminal.inside("store", "transact", put)
+    newest = await terminal.inside("store", "revision")
+    assert (done.code, done.out) == (0, newest.out)
+    again = await terminal.inside("store", "transact", "-", stdin=put.encode())
+    assert (again.code, again.out) == (1, "")
+    assert "no record expected" in again.err
+    wrong = await terminal.inside("store", "transact", "{")
+    assert wrong.code == 2
+    assert "not JSON" in wrong.err
+
+
+async def test_a_watch(terminal: Terminal) -> None:
+    """From a version on, and until it is interrupted."""
+    begun = (await terminal.inside("store", "revision")).out.strip()
+    await terminal.inside("store", "write", "cli/w", "v", "-t", "cli-watch")
+    await terminal.inside("store", "delete", "cli/w", "-t", "cli-watch")
+    async with (
+        asyncio.timeout(20),
+        terminal.started("store", "watch", "--from", begun, "-t", "cli-watch") as watching,
+    ):
+        assert watching.stdout is not None
+        lines = [(await watching.stdout.readline()).decode().split("  ") for _ in range(2)]
+        watching.send_signal(signal.SIGINT)
+        await watching.communicate()
+    assert [line[1] for line in lines] == ["put", "delete"]
+    assert watching.returncode == 130
+
+
+async def test_blobs(terminal: Terminal) -> None:
+    value = os.urandom(600_000)
+    written = await terminal.micro("store", "blob", "write", "cli/b", stdin=value)
+    assert (written.code, written.out, written.err) == (0, "", "")
+    assert (await terminal.micro("store", "blob", "read", "cli/b")).raw == value
+    rows = (await terminal.inside("store", "blob", "list", "-p", "cli/")).rows()
+    assert rows == [["cli/b", "0.57mb"]]
+    for _ in range(2):
+        assert (await terminal.inside("store", "blob", "delete", "cli/b")).code == 0
+    gone = await terminal.inside("store", "blob", "read", "cli/b")
+    assert (gone.code, gone.raw) == (1, b"")

@@ -1,0 +1,70 @@
+"""Verbs on a Ray handle, and a world for each test: an actor is shared, so namespaces of a test are
+others at the actor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from micro_ray.errors import MicroError, make
+
+__all__ = ["Handle"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: Longest name that is mapped: a longer one is refused as it is.
+_LONGEST = 50
+
+
+class Space:
+    """Namespaces of a test at the actor, and back. What is no name of a namespace stays what it
+    is, to be refused."""
+
+    def __init__(self) -> None:
+        self.mark = f"t{os.urandom(4).hex()}-"
+
+    def to(self, namespace: str) -> str:
+        if len(namespace) > _LONGEST or not _NAME.fullmatch(namespace):
+            return namespace
+        return self.mark + namespace
+
+    def back(self, error: RayTaskError) -> BaseException:
+        """What an actor raised, in the words of the test."""
+        cause = error.cause
+        match cause:
+            case MicroError():
+                detail = cause.detail.replace(self.mark, "")
+                return make(cause.code, cause.id, detail, cause.retry_after)
+            case BaseException():
+                return cause
+        return error
+
+
+class Handle:
+    """The verbs of an actor of the platform that this process has joined. Errors are the
+    platform's own, as the actor raised them."""
+
+    def __init__(self, name: str) -> None:
+        self.space = Space()
+        self._actor = ray.get_actor(name, namespace="micro")
+
+    async def call(self, verb: str, *args: Any, **options: Any) -> Any:
+        try:
+            return await getattr(self._actor, verb).remote(*args, **options)
+        except RayTaskError as error:
+            raise self.space.back(error) from None
+
+    async def stream(self, verb: str, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        """The items of a verb that streams; it is ended when this is left."""
+        items = getattr(self._actor, verb).remote(*args, **options)
+        try:
+            async for item in items:
+                yield await item
+        except RayTaskError as error:
+            raise self.space.back(error) from None
+        finally:
+            ray.cancel(items)
