@@ -3,13 +3,15 @@ others at the actor."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from micro_ray.errors import MicroError, make
 
@@ -18,6 +20,8 @@ __all__ = ["Handle"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: Longest name that is mapped: a longer one is refused as it is.
 _LONGEST = 50
+#: Seconds within which a stream that is left must have ended.
+LEAVING = 5.0
 
 
 class Space:
@@ -59,7 +63,7 @@ class Handle:
             raise self.space.back(error) from None
 
     async def stream(self, verb: str, *args: Any, **options: Any) -> AsyncIterator[Any]:
-        """The items of a verb that streams; it is ended when this is left."""
+        """The items of a verb that streams; it has ended when this is left."""
         items = getattr(self._actor, verb).remote(*args, **options)
         try:
             async for item in items:
@@ -68,3 +72,8 @@ class Handle:
             raise self.space.back(error) from None
         finally:
             ray.cancel(items)
+            # What the verb held is given back by its end, which comes after the answer to this.
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(LEAVING):
+                    async for _ in items:
+                        pass
