@@ -13,6 +13,7 @@ __all__ = ["ROWS", "HandleStore"]
 
 _CLOCK = "the clock of an actor is the machine's"
 _SHARED = "the actor is shared, it is not one test's to close"
+_LARGEST = "8 MiB of each filling; \\xff is tried"
 
 ROWS = Rows(
     verbs={"close": _SHARED},
@@ -25,7 +26,11 @@ ROWS = Rows(
     dear={
         "test_watchers_see_what_expires": _CLOCK + ", and it is waited for",
         "test_a_write_sets_the_expiry_anew": _CLOCK + ", and no time passes",
-        "test_the_largest_value": "8 MiB of each filling; one is tried",
+        "test_the_largest_value[\\x00]": _LARGEST,
+        "test_the_largest_value[\\x01]": _LARGEST,
+        'test_the_largest_value["]': _LARGEST,
+        "test_the_largest_value[x]": _LARGEST,
+        "test_the_largest_value[\\x7f]": _LARGEST,
         "test_an_answer_is_bounded": "megabytes, the backend's own to count",
         "test_an_answer_has_a_most_of_records": "10,000 records, the backend's own to count",
         "test_a_transaction_is_bounded": "megabytes, the backend's own to count",
