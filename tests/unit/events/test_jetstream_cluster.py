@@ -121,7 +121,9 @@ async def test_kill_of_a_leader(three: Cluster, what: str) -> None:
             await flow.more(50)
         print(f"\nkill of the leader of the {what}: longest gap {flow.check():.1f} s")
         replayed = [event.sequence async for event in events.replay("t")]
-        assert replayed == flow.taken
+        # The publisher may have been ended while its last one was on its way.
+        assert replayed[: len(flow.taken)] == flow.taken
+        assert len(replayed) <= len(flow.taken) + 1
 
 
 async def test_a_member_that_is_stopped(three: Cluster) -> None:

@@ -28,7 +28,7 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         {before}
-        print("daemon", os.getpid(), flush=True)
+        os.write(1, b"daemon %d\\n" % os.getpid())  # in one piece: others write there too
         while True:
             time.sleep(1)
     os._exit(0)
@@ -103,7 +103,7 @@ async def test_a_daemon_of_a_service_that_is_stopped_gets_its_term(shop: Shop) -
     after = (
         "import signal\n"
         "signal.signal(15, lambda *_: (time.sleep(0.3), print('first', flush=True), os._exit(0)))\n"
-        "print('ready', flush=True)\n"
+        "os.write(1, b'ready\\n')\n"
         "time.sleep(1000)"
     )
     async with running(driver, shop, DAEMON.format(before=POLITE, after=after), python=True) as r:
