@@ -79,7 +79,7 @@ class PostgresStore(Store):
         self._clock = clock or (lambda: 0.0)
         self._watches = Watches(self._database)
         self._writes = Writes(self._database, self._now, self._clock, self._watches.wake)
-        self._reads = Reads(self._database, _COLUMNS, self._now, self._clock)
+        self._reads = Reads(self._rows, _COLUMNS, self._now)
         self._blobs = Blobs(self._database)
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False

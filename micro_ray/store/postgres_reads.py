@@ -4,17 +4,15 @@ next statement, so that many readers cost the database and its connections no mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-
-from micro_ray.store.postgres_database import Database
-from micro_ray.store.postgres_pool import Connection
 
 __all__ = ["Reads", "Table"]
 
 #: Namespace, database, table.
 Table = tuple[str, str, str]
 Row = tuple[Any, ...]
+Ask = Callable[[Any, dict[str, Any]], Awaitable[list[Row]]]
 
 #: Records that one statement may read, and bytes of them, as far as those before it tell.
 GROUP, GROUP_BYTES = 64, 4 * 2**20
@@ -23,13 +21,11 @@ _Waiting = tuple[str, "asyncio.Future[Row | None]"]
 
 
 class Reads:
-    """``columns`` of a record, the first its key and the second its value; ``now`` is the SQL of
-    the present time and ``clock`` what its parameter is."""
+    """``ask`` gives the rows of a statement; ``columns`` are those of a record, the first its key
+    and the second its value; ``now`` is the SQL of the present time."""
 
-    def __init__(
-        self, database: Database, columns: str, now: str, clock: Callable[[], float]
-    ) -> None:
-        self._database = database
+    def __init__(self, ask: Ask, columns: str, now: str) -> None:
+        self._ask = ask
         head = (
             f"SELECT {columns}, {now} FROM micro_store_records WHERE namespace = %(ns)s"
             " AND db = %(db)s AND tbl = %(tbl)s AND "
@@ -37,7 +33,6 @@ class Reads:
         tail = f" AND (expires IS NULL OR expires > {now})"
         self._one = f"{head}key = %(key)s{tail}"
         self._many = f"{head}key = ANY(%(keys)s){tail}"
-        self._clock = clock
         #: Who waits for the next statement, by table; a table is here while one is under way.
         self._waiting: dict[Table, list[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -52,8 +47,7 @@ class Reads:
             return await future
         waiting = self._waiting[table] = []
         try:
-            values = {"key": key, **self._values(table)}
-            rows = await self._rows(self._one, values)
+            rows = await self._rows(self._one, table, key=key)
         finally:
             if waiting:
                 task = asyncio.create_task(self._drain(table), name="store-read")
@@ -77,9 +71,9 @@ class Reads:
             del self._waiting[table]
 
     async def _answer(self, table: Table, group: Sequence[_Waiting]) -> None:
-        values = {"keys": list({key for key, _ in group}), **self._values(table)}
+        keys = list({key for key, _ in group})
         try:
-            rows = await self._rows(self._many, values)
+            rows = await self._rows(self._many, table, keys=keys)
         except Exception as error:
             for _, future in group:
                 if not future.done():
@@ -91,15 +85,8 @@ class Reads:
             if not future.done():
                 future.set_result(found.get(key))
 
-    def _values(self, table: Table) -> dict[str, Any]:
+    async def _rows(self, sql: str, table: Table, **values: Any) -> list[Row]:
         namespace, db, tbl = table
-        return {"ns": namespace, "db": db, "tbl": tbl, "now": self._clock()}
-
-    async def _rows(self, sql: Any, values: dict[str, Any]) -> list[Row]:
-        async def job(connection: Connection) -> list[Row]:
-            cursor = connection.cursor(binary=True)
-            return await (await cursor.execute(sql, values)).fetchall()
-
-        rows = await self._database.ask(job)
+        rows = await self._ask(sql, {"ns": namespace, "db": db, "tbl": tbl, **values})
         self._bytes = sum(len(row[1]) for row in rows) // max(1, len(rows))
         return rows

@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from micro_ray.config import (
     DEFAULT,
@@ -21,6 +21,7 @@ from micro_ray.config import (
 )
 from micro_ray.context import current
 from micro_ray.errors import BadGateway, GatewayTimeout, NotFound, Unavailable
+from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller, from_json, to_json
 
@@ -164,7 +165,7 @@ class _Face:
             by=_by(by),
             namespace=current().namespace,
         )
-        async with contextlib.aclosing(cast("AsyncGenerator[Version, None]", watch)) as versions:
+        async with closing(watch) as versions:
             async for item in versions:
                 yield item
 

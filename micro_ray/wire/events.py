@@ -8,12 +8,12 @@ settled is given again at once.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterator
+from typing import Any
 
 from micro_ray.context import current
 from micro_ray.events import Events, Published, Topic
+from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.event_records import (
     Consume,
@@ -29,14 +29,7 @@ from micro_ray.wire.remote_events import RemoteEvents
 
 __all__ = ["RemoteEvents", "endpoints"]
 
-T = TypeVar("T")
-
 NAME = "events"
-
-
-def _closing(items: AsyncIterator[T]) -> contextlib.aclosing[AsyncGenerator[T, None]]:
-    """What a backend's generator holds is released as soon as nobody reads on."""
-    return contextlib.aclosing(cast("AsyncGenerator[T, None]", items))
 
 
 class _Face:
@@ -70,7 +63,7 @@ class _Face:
         by Events.Ack with their token."""
         options = {name: getattr(request, name) for name in Consume.__slots__}
         taken = self._events.consume(**options, namespace=current().namespace)
-        async with _closing(taken) as deliveries:
+        async with closing(taken) as deliveries:
             async for delivery in deliveries:
                 yield to_delivery(delivery)
 
@@ -131,7 +124,7 @@ class _Face:
             speed=speed,
             namespace=current().namespace,
         )
-        async with _closing(told) as events:
+        async with closing(told) as events:
             async for event in events:
                 yield to_event(event)
 

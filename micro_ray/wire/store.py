@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from micro_ray.context import current
 from micro_ray.errors import BadGateway, BadRequest
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store
+from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller, from_json, to_json
 from micro_ray.wire.store_records import (
@@ -26,17 +26,10 @@ from micro_ray.wire.store_records import (
 
 __all__ = ["RemoteStore", "endpoints"]
 
-T = TypeVar("T")
-
 NAME = "store"
 
 #: Blobs cross in pieces of at most so many bytes.
 _PIECE = 256 * 1024
-
-
-def _closing(items: AsyncIterator[T]) -> contextlib.aclosing[AsyncGenerator[T, None]]:
-    """What a backend's generator holds is released as soon as nobody reads on."""
-    return contextlib.aclosing(cast("AsyncGenerator[T, None]", items))
 
 
 class _Face:
@@ -195,14 +188,14 @@ class _Face:
         watch = self._store.watch(
             revision=revision, prefix=prefix, database=database, table=table, namespace=space
         )
-        async with _closing(watch) as changes:
+        async with closing(watch) as changes:
             async for change in changes:
                 yield change
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         """A blob in pieces."""
         blob = self._store.read_blob(key, namespace=current().namespace)
-        async with _closing(blob) as pieces:
+        async with closing(blob) as pieces:
             async for piece in pieces:
                 yield piece
 
