@@ -7,6 +7,7 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Connections for writes that are one statement: a namespace has one at a time.
+WRITING = 2
 #: Seconds that a verb tries to reach the database, and to end a transaction others come between.
 PATIENCE = 5.0
 #: Seconds that a commit whose answer was lost is asked after.
@@ -33,9 +36,18 @@ _STATEMENT, _IDLE = 12_000, 5_000
 _BACKOFF = (0.1, 3.0)
 
 
+@dataclass(slots=True, kw_only=True)
+class Commit:
+    """An attempt to commit: its id, and whether what commits it was sent."""
+
+    mark: str
+    sent: bool = False
+
+
 class Database:
-    """Opened by :meth:`open`. ``size`` is how many connections it may have; at most as many
-    verbs are in the database at a time, and the others wait."""
+    """Opened by :meth:`open`. ``size`` is how many connections it may have, beside
+    :data:`WRITING` for writes that are one statement; at most as many verbs are in the database at
+    a time, and the others wait."""
 
     def __init__(self, target: Target, *, size: int, patience: float = PATIENCE) -> None:
         self.name = target.name
@@ -43,6 +55,10 @@ class Database:
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._pool = Pool(target.options, size=size, name=target.name, configure=self._configure)
+        # For writes that are one statement, which has no BEGIN to say how it is isolated.
+        self._writing = Pool(
+            target.options, size=WRITING, name=target.name, configure=self._configure_writing
+        )
 
     async def open(self) -> None:
         """Wait until the server is there, saying for what, and bring its schema up to date. Raises
@@ -69,7 +85,7 @@ class Database:
 
     async def close(self) -> None:
         """Connections are closed; who asks for one gets Unavailable."""
-        await self._pool.close()
+        await asyncio.gather(self._pool.close(), self._writing.close())
 
     async def _prepare(self, connection: Connection) -> None:
         state = connection.info.parameter_status
@@ -94,6 +110,10 @@ class Database:
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"
             )
+
+    async def _configure_writing(self, connection: Connection) -> None:
+        await self._configure(connection)
+        await connection.execute("SET default_transaction_isolation = 'serializable'")
 
     # -- single statements -----------------------------------------------------------------------
 
@@ -123,48 +143,66 @@ class Database:
         Each attempt enters an id of its own in ``micro_store_commits`` with what it writes, so that
         a commit whose answer was lost can be asked after. Raises Unavailable when nothing was done,
         BadGateway when that could not be found out."""
+        answers: list[T] = []
 
-        async def marked(connection: Connection, mark: str) -> tuple[T, bool]:
-            answer, wrote = await job(connection)
-            if wrote:
-                await connection.execute(
-                    "INSERT INTO micro_store_commits (id, done) VALUES (%s, true)", (mark,)
-                )
-            return answer, wrote
+        async def attempt(connection: Connection, commit: Commit) -> T:
+            async with connection.pipeline():
+                await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+                answer, wrote = await job(connection)
+                if wrote:
+                    await connection.execute(
+                        "INSERT INTO micro_store_commits (id, done) VALUES (%s, true)",
+                        (commit.mark,),
+                    )
+                    answers[:] = [answer]
+                    commit.sent = True
+                # Not prepared, so that the word itself is on the wire.
+                await connection.execute("COMMIT" if wrote else "ROLLBACK", prepare=False)
+            return answer
 
-        return await self.transact_marked(marked)
+        return await self._commit(self._pool, attempt, lambda _: answers[0])
 
-    async def transact_marked(
-        self, job: Callable[[Connection, str], Awaitable[tuple[T, bool]]]
+    async def put(self, job: Callable[[Connection, str], Awaitable[int | None]]) -> int | None:
+        """The same for a ``job`` that is one statement, and so a transaction by itself: it enters
+        the id it is given, with the number that it answers with, if it writes."""
+
+        async def attempt(connection: Connection, commit: Commit) -> int | None:
+            commit.sent = True
+            return await job(connection, commit.mark)
+
+        return await self._commit(self._writing, attempt, lambda number: number)
+
+    async def _commit(
+        self,
+        pool: Pool,
+        attempt: Callable[[Connection, Commit], Awaitable[T]],
+        answer: Callable[[int | None], T],
     ) -> T:
-        """The same for a ``job`` that enters the id itself, as part of another statement."""
+        """What an attempt gives; ``answer`` is that of one that was done though its own answer was
+        lost, from the number it entered."""
         end = self._loop.time() + self._patience
-        attempt = 0
+        attempts = 0
         while True:
-            mark, sent = os.urandom(16).hex(), False
+            commit = Commit(mark=os.urandom(16).hex())
             try:
-                async with self._pool.connection(end) as connection, connection.pipeline():
-                    await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
-                    answer, wrote = await job(connection, mark)
-                    sent = wrote
-                    # Not prepared, so that the word itself is on the wire.
-                    await connection.execute("COMMIT" if wrote else "ROLLBACK", prepare=False)
-                return answer
+                async with pool.connection(end) as connection:
+                    return await attempt(connection, commit)
             except psycopg.Error as error:
-                if sent and lost(error):
-                    if await self._resolve(mark):
-                        return answer
+                if commit.sent and lost(error):
+                    done, number = await self._resolve(commit.mark)
+                    if done:
+                        return answer(number)
                 elif refused(error) is not None or not (lost(error) or crowded(error)):
                     raise told(error, self.name) from None
                 if self._loop.time() > end:
                     raise told(error, self.name) from None
-            await self._pause(attempt)
-            attempt += 1
+            await self._pause(attempts)
+            attempts += 1
 
-    async def _resolve(self, mark: str) -> bool:
-        """Whether the transaction with this id was committed. The id is entered as undone unless it
-        is there, which waits for a transaction that still holds it, and bars one that has not come
-        so far: the answer is final."""
+    async def _resolve(self, mark: str) -> tuple[bool, int | None]:
+        """Whether the transaction with this id was committed, and the number it entered. The id is
+        entered as undone unless it is there, which waits for a transaction that still holds it, and
+        bars one that has not come so far: the answer is final."""
         end = self._loop.time() + RESOLVE
         attempt = 0
         while True:
@@ -177,11 +215,11 @@ class Database:
                         (mark,),
                     )
                     cursor = await connection.execute(
-                        "SELECT done FROM micro_store_commits WHERE id = %s", (mark,)
+                        "SELECT done, number FROM micro_store_commits WHERE id = %s", (mark,)
                     )
                     row = await cursor.fetchone()
                     if row is not None:
-                        return bool(row[0])
+                        return bool(row[0]), row[1]
                     reason = RuntimeError("its mark is gone")
             except (psycopg.Error, Unavailable) as error:
                 reason = error

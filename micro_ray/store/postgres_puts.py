@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
-
 from micro_ray.store import Put
 from micro_ray.store.postgres_plan import Job
 from micro_ray.store.postgres_pool import Connection
 
 __all__ = ["Puts"]
 
-#: A put that a later one of the same key replaces is a change, but no record.
+#: A put that a later one of the same key replaces is a change, but no record. ``kept`` are the
+#: puts that are records, ``every`` all of them.
 _SQL = """
 WITH counter AS (
     UPDATE micro_store_counters SET revision = revision + %(count)s::int8
@@ -24,21 +23,32 @@ WITH counter AS (
     INSERT INTO micro_store_records
         (namespace, db, tbl, key, value, metadata, expires, version)
     SELECT %(ns)s, d, t, k, v, m, now + e, before + n
-    FROM counter, unnest(%(dbs)s::text[], %(tbls)s::text[], %(keys)s::text[], %(values)b::bytea[],
-        %(metadata)s::text[], %(expiries)s::float8[], %(numbers)s::int8[])
-        AS new (d, t, k, v, m, e, n)
+    FROM counter, {kept} AS kept (d, t, k, v, m, e, n)
     ON CONFLICT (namespace, db, tbl, key) DO UPDATE SET value = excluded.value,
         metadata = excluded.metadata, expires = excluded.expires, version = excluded.version
 ), change AS (
     INSERT INTO micro_store_changes (namespace, revision, action, db, tbl, key)
     SELECT %(ns)s, before + n, 'put', d, t, k
-    FROM counter, unnest(%(all_dbs)s::text[], %(all_tbls)s::text[], %(all_keys)s::text[],
-        %(all_numbers)s::int8[]) AS new (d, t, k, n)
+    FROM counter, {every} AS every (d, t, k, n)
 ), mark AS (
-    INSERT INTO micro_store_commits (id, done) SELECT %(mark)s, true FROM counter
+    INSERT INTO micro_store_commits (id, done, number) SELECT %(mark)s, true, before FROM counter
 )
 SELECT before FROM counter
 """
+_KEPT = (
+    "unnest(%(dbs)s::text[], %(tbls)s::text[], %(keys)s::text[], %(values)b::bytea[],"
+    " %(metadata)s::text[], %(expiries)s::float8[], %(numbers)s::int8[])"
+)
+_EVERY = (
+    "unnest(%(all_dbs)s::text[], %(all_tbls)s::text[], %(all_keys)s::text[],"
+    " %(all_numbers)s::int8[])"
+)
+#: The same for a put that is alone: arrays of one would cost the server half as much again.
+_KEPT_ONE = (
+    "(SELECT %(db)s::text, %(tbl)s::text, %(key)s::text, %(value)b::bytea, %(metadata)s::text,"
+    " %(expiry)s::float8, 1::int8)"
+)
+_EVERY_ONE = "(SELECT %(db)s::text, %(tbl)s::text, %(key)s::text, 1::int8)"
 
 
 class Puts:
@@ -46,34 +56,23 @@ class Puts:
     time, ``at`` its parameter."""
 
     def __init__(self, namespace: str, jobs: Sequence[Job], now: str, at: float) -> None:
-        rows = [(job.database, row) for job in jobs for row in job.operations]
+        rows = [
+            (job.database, row) for job in jobs for row in job.operations if isinstance(row, Put)
+        ]
         self.count = len(rows)
         self._jobs = jobs
-        self._sql: Any = _SQL.replace("{now}", now)
-        last = {(db, row.table, row.key): number for number, (db, row) in enumerate(rows, 1)}
-        kept = [(number, *rows[number - 1]) for number in last.values()]
-        puts = [row for _, _, row in kept if isinstance(row, Put)]
-        self._values: dict[str, Any] = {
-            "ns": namespace,
-            "now": at,
-            "count": self.count,
-            "dbs": [db for _, db, _ in kept],
-            "tbls": [row.table for row in puts],
-            "keys": [row.key for row in puts],
-            "values": [row.value for row in puts],
-            "metadata": [json.dumps(dict(row.metadata)) for row in puts],
-            "expiries": [row.expiry for row in puts],
-            "numbers": [number for number, _, _ in kept],
-            "all_dbs": [db for db, _ in rows],
-            "all_tbls": [row.table for _, row in rows],
-            "all_keys": [row.key for _, row in rows],
-            "all_numbers": list(range(1, self.count + 1)),
-        }
+        alone = len(rows) == 1
+        kept, every = (_KEPT_ONE, _EVERY_ONE) if alone else (_KEPT, _EVERY)
+        self._sql: Any = _SQL.format(now=now, kept=kept, every=every)
+        self._values: dict[str, Any] = {"ns": namespace, "now": at, "count": self.count}
+        self._values |= _one(*rows[0]) if alone else _many(rows)
 
-    async def run(self, connection: Connection, mark: str) -> tuple[psycopg.AsyncCursor[Any], bool]:
-        """The newest version before these, to be fetched after the commit; none for a namespace
-        without a counter, where nothing is written."""
-        return await connection.execute(self._sql, {**self._values, "mark": mark}), True
+    async def run(self, connection: Connection, mark: str) -> int | None:
+        """The newest version before these, committed; None for a namespace without a counter,
+        where nothing is written."""
+        cursor = await connection.execute(self._sql, {**self._values, "mark": mark})
+        row = await cursor.fetchone()
+        return None if row is None else int(row[0])
 
     def answers(self, before: int) -> list[list[int]]:
         """The versions of each job."""
@@ -83,3 +82,32 @@ class Puts:
             found.append([number + i for i in range(1, count + 1)])
             number += count
         return found
+
+
+def _one(database: str, put: Put) -> dict[str, Any]:
+    return {
+        "db": database,
+        "tbl": put.table,
+        "key": put.key,
+        "value": put.value,
+        "metadata": json.dumps(dict(put.metadata)),
+        "expiry": put.expiry,
+    }
+
+
+def _many(rows: Sequence[tuple[str, Put]]) -> dict[str, Any]:
+    last = {(db, row.table, row.key): number for number, (db, row) in enumerate(rows, 1)}
+    kept = [(number, *rows[number - 1]) for number in last.values()]
+    return {
+        "dbs": [db for _, db, _ in kept],
+        "tbls": [row.table for _, _, row in kept],
+        "keys": [row.key for _, _, row in kept],
+        "values": [row.value for _, _, row in kept],
+        "metadata": [json.dumps(dict(row.metadata)) for _, _, row in kept],
+        "expiries": [row.expiry for _, _, row in kept],
+        "numbers": [number for number, _, _ in kept],
+        "all_dbs": [db for db, _ in rows],
+        "all_tbls": [row.table for _, row in rows],
+        "all_keys": [row.key for _, row in rows],
+        "all_numbers": list(range(1, len(rows) + 1)),
+    }

@@ -47,7 +47,11 @@ _FIRST: Sequence[LiteralString] = (
     "CREATE TABLE IF NOT EXISTS micro_store_leftovers (id TEXT {order} PRIMARY KEY,"
     " due TIMESTAMPTZ NOT NULL)",
 )
-_MIGRATIONS: Sequence[Sequence[LiteralString]] = (_FIRST,)
+#: What a write that is one statement answers with, for who has lost the answer.
+_SECOND: Sequence[LiteralString] = (
+    "ALTER TABLE micro_store_commits ADD COLUMN IF NOT EXISTS number INT8",
+)
+_MIGRATIONS: Sequence[Sequence[LiteralString]] = (_FIRST, _SECOND)
 VERSION = len(_MIGRATIONS)
 
 _VERSIONS: LiteralString = (

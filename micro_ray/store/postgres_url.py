@@ -22,6 +22,8 @@ _DEFAULTS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
+    # A libpq that knows Kerberos would look for a ticket before each connection.
+    "gssencmode": "disable",
 }
 
 _FORM = (

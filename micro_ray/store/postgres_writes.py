@@ -70,7 +70,6 @@ class Writes:
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._waiting += 1
         self._waiting_bytes += job.size
-        future.add_done_callback(lambda _: self._settled(job.size))
         if namespace in self._queues:
             self._queues[namespace].append((job, future))
         else:
@@ -78,11 +77,7 @@ class Writes:
             task = asyncio.create_task(self._drain(namespace), name=f"store-write {namespace}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(future)
-
-    def _settled(self, size: int) -> None:
-        self._waiting -= 1
-        self._waiting_bytes -= size
+        return await future  # one that is cancelled has its place in the queue all the same
 
     async def _drain(self, namespace: str) -> None:
         queue = self._queues[namespace]
@@ -94,6 +89,8 @@ class Writes:
                     group.append(queue.popleft())
                     size += group[-1][0].size
                 await self._commit(namespace, group)
+                self._waiting -= len(group)
+                self._waiting_bytes -= size
         finally:
             del self._queues[namespace]
 
@@ -138,14 +135,13 @@ class Writes:
         """Write plain jobs: nothing need be looked at first, so it is one statement and one round
         trip. None for a namespace without a counter; then nothing is written."""
         puts = Puts(namespace, jobs, self._now, self._clock())
-        before = await self._database.transact_marked(puts.run)
-        row = await before.fetchone()
-        if row is None:
+        before = await self._database.put(puts.run)
+        if before is None:
             return None
-        answers = puts.answers(int(row[0]))
-        if row[0] // 100 != (row[0] + puts.count) // 100:
-            await self._database.ask(lambda c: _cut(c, namespace, row[0] + puts.count))
-        return answers
+        newest = before + puts.count
+        if before // 100 != newest // 100:
+            await self._database.ask(lambda c: _cut(c, namespace, newest))
+        return puts.answers(before)
 
     # -- one transaction -------------------------------------------------------------------------
 

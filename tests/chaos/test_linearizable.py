@@ -33,6 +33,9 @@ from tests.fixtures.proxy import Proxy, proxy
 #: Calls per test, and what repeats their choice; scripts/linearizable sets how many.
 LONG = int(os.environ.get("MICRO_CHAOS_CALLS", "0"))
 CALLS = LONG or 1500
+#: What the end of a transaction has on the wire, and a put that is a transaction by itself: its
+#: metadata, as a text of two bytes.
+COMMITS = (b"COMMIT", b"\x00\x00\x00\x02{}")
 SEED = int(os.environ.get("MICRO_CHAOS_SEED", "0")) or time.time_ns() % 2**32
 #: Members that are killed at least, one after the other.
 KILLS = 3
@@ -119,9 +122,9 @@ async def cuts(between: Proxy, postgres: Postgres) -> None:
         elif what == 1:
             await asyncio.to_thread(postgres.cut_all)
         elif what == 2:
-            between.cuts_after[b"COMMIT"] = 1
+            between.cuts_after[chance.choice(COMMITS)] = 1
         else:
-            between.cuts_before[b"COMMIT"] = 1
+            between.cuts_before[chance.choice(COMMITS)] = 1
 
 
 # -- members that are killed ---------------------------------------------------------------------
@@ -147,7 +150,7 @@ async def database(way: str, request: pytest.FixtureRequest) -> AsyncIterator[tu
             if chance.random() < 0.5:
                 await asyncio.to_thread(postgres.cut_all)
             else:
-                chance.choice([between.cuts_after, between.cuts_before])[b"COMMIT"] = 1
+                chance.choice([between.cuts_after, between.cuts_before])[chance.choice(COMMITS)] = 1
 
         yield postgres.url(name, port=between.port), cut
 

@@ -16,6 +16,8 @@ from tests.fixtures.postgres import Postgres, schema, server
 from tests.fixtures.proxy import Proxy, proxy
 from tests.fixtures.wait import eventually
 
+#: What only the statement of a plain put has on the wire: its metadata, as a text of two bytes.
+PUT = b"\x00\x00\x00\x02{}"
 DATABASE = "micro_ray.store.postgres_database"
 
 
@@ -60,6 +62,60 @@ async def test_a_commit_that_was_not_done_is_done_once(line: Line) -> None:
     assert line.between.cuts_before[b"COMMIT"] == 0
     assert record.version == 2
     assert await line.near.read("k") == record
+
+
+async def test_a_put_whose_answer_is_lost(line: Line) -> None:
+    """It is one statement, committed by itself; the versions are those that were given."""
+    line.between.cuts_after[PUT] = 1
+    record = await line.far.write("k", b"1")
+    assert line.between.cuts_after[PUT] == 0
+    assert record.version == 2, "it was not done a second time"
+    assert await line.near.read("k") == record
+    assert await line.near.revision() == 2
+
+
+async def test_puts_of_a_group_whose_answer_is_lost(line: Line) -> None:
+    first = asyncio.create_task(line.far.write("k", b"1"))
+    await asyncio.sleep(0)  # the first goes alone, the rest wait for it together
+    line.between.cuts_after[b"group"] = 1
+    group = await asyncio.gather(*(line.far.write(f"group-{i}", b"") for i in range(5)))
+    assert line.between.cuts_after[b"group"] == 0
+    assert (await first).version == 2
+    assert sorted(record.version for record in group) == [3, 4, 5, 6, 7]
+    assert [await line.near.read(record.key) for record in group] == group
+
+
+async def test_a_put_that_did_not_arrive_is_done_once(line: Line) -> None:
+    line.between.cuts_before[PUT] = 2
+    record = await line.far.write("k", b"1")
+    assert line.between.cuts_before[PUT] == 0
+    assert record.version == 2
+    assert await line.near.read("k") == record
+
+
+async def test_a_put_in_silence_is_asked_after(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("micro_ray.store.postgres_pool.ANSWER", 0.3)
+    line.between.silences_after[PUT] = 1
+    record = await line.far.write("k", b"1")
+    assert record.version == 2 == await line.near.revision()
+
+
+async def test_a_put_of_unknown_end_is_said_to_be(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{DATABASE}.RESOLVE", 0.5)
+    line.between.cuts_after[PUT] = 1
+    writing = asyncio.create_task(line.far.write("k", b"1"))
+    await eventually(lambda: line.between.cuts_after[PUT] == 0, every=0.0)
+    line.between.refusing = True
+    line.between.cut()
+    try:
+        with pytest.raises(BadGateway, match="read before you write again"):
+            await writing
+    finally:
+        line.between.refusing = False
+    await line.far.write("k", b"2")
+    assert (await line.near.read("k")).value == b"2"
 
 
 async def test_a_commit_in_silence_is_asked_after(

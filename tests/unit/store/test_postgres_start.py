@@ -129,6 +129,25 @@ async def test_a_server_that_comes_later_is_waited_for(caplog: pytest.LogCapture
 # -- the schema ----------------------------------------------------------------------------------
 
 
+def _versions(postgres: Postgres, name: str) -> list[int]:
+    return sorted(v for (v,) in postgres.run(f"SELECT version FROM {name}.micro_store_schema"))
+
+
+async def test_a_schema_of_version_1_is_brought_up_to_date(postgres: Postgres) -> None:
+    async with schema(postgres.url()) as name:
+        async with PostgresStore(postgres.url(name)) as store:
+            await store.write("k", b"1")
+        postgres.run(f"ALTER TABLE {name}.micro_store_commits DROP COLUMN number")
+        postgres.run(f"DELETE FROM {name}.micro_store_schema WHERE version > 1")
+        async with contextlib.AsyncExitStack() as stack:
+            stores = [PostgresStore(postgres.url(name)) for _ in range(4)]
+            await asyncio.gather(*(stack.enter_async_context(store) for store in stores))
+            assert (await stores[0].read("k")).value == b"1"
+            await asyncio.gather(*(store.write("k", b"2") for store in stores))
+            assert await stores[0].revision() == 5
+        assert _versions(postgres, name) == list(range(1, VERSION + 1))
+
+
 async def test_many_replicas_make_the_schema_at_once(postgres: Postgres) -> None:
     async with schema(postgres.url()) as name, contextlib.AsyncExitStack() as stack:
         stores = [PostgresStore(postgres.url(name), connections=2) for _ in range(8)]
@@ -137,7 +156,7 @@ async def test_many_replicas_make_the_schema_at_once(postgres: Postgres) -> None
             *(store.transact([Put(key=str(i), value=b"")]) for i, store in enumerate(stores))
         )
         assert sorted(v for (v,) in versions) == list(range(1, 9))
-        assert postgres.run(f"SELECT version FROM {name}.micro_store_schema") == [(VERSION,)]
+        assert _versions(postgres, name) == list(range(1, VERSION + 1))
 
 
 async def test_an_unfinished_migration_is_finished(postgres: Postgres) -> None:
@@ -150,7 +169,7 @@ async def test_an_unfinished_migration_is_finished(postgres: Postgres) -> None:
         async with PostgresStore(postgres.url(name)) as store:
             assert (await store.read("k")).value == b"1"
             assert await store.blobs() == []
-        assert postgres.run(f"SELECT version FROM {name}.micro_store_schema") == [(VERSION,)]
+        assert _versions(postgres, name) == list(range(1, VERSION + 1))
 
 
 async def test_a_newer_schema_is_refused(postgres: Postgres) -> None:
@@ -220,3 +239,8 @@ async def test_a_password_does_not_reach_the_log(
         assert caught.value.code == 503
         assert hides_the_password(f"{caught.value!r} {store!r}")
     assert hides_the_password(caplog.text)
+
+
+def test_kerberos_only_where_the_url_asks_for_it() -> None:
+    assert parse("postgres://u@h/d").options["gssencmode"] == "disable"
+    assert parse("postgres://u@h/d?gssencmode=prefer").options["gssencmode"] == "prefer"
