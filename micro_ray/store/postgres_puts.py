@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from micro_ray.store import Put
 from micro_ray.store.postgres_plan import Job
 from micro_ray.store.postgres_pool import Connection
 
-__all__ = ["Puts"]
+__all__ = ["Puts", "Statements"]
 
 #: A put that a later one of the same key replaces is a change, but no record. ``kept`` are the
 #: puts that are records, ``every`` all of them.
@@ -51,26 +52,38 @@ _KEPT_ONE = (
 _EVERY_ONE = "(SELECT %(db)s::text, %(tbl)s::text, %(key)s::text, 1::int8)"
 
 
-class Puts:
-    """The puts of some jobs, numbered from 1 in their order. ``now`` is the SQL of the present
-    time, ``at`` its parameter."""
+_encode = msgspec.json.encode
 
-    def __init__(self, namespace: str, jobs: Sequence[Job], now: str, at: float) -> None:
+
+class Statements:
+    """The statement for one put and that for many. ``now`` is the SQL of the present time."""
+
+    def __init__(self, now: str) -> None:
+        self.one = _SQL.format(now=now, kept=_KEPT_ONE, every=_EVERY_ONE)
+        self.many = _SQL.format(now=now, kept=_KEPT, every=_EVERY)
+
+
+class Puts:
+    """The puts of some jobs, numbered from 1 in their order. ``at`` is the parameter of the present
+    time."""
+
+    def __init__(
+        self, namespace: str, jobs: Sequence[Job], statements: Statements, at: float
+    ) -> None:
         rows = [
             (job.database, row) for job in jobs for row in job.operations if isinstance(row, Put)
         ]
         self.count = len(rows)
         self._jobs = jobs
         alone = len(rows) == 1
-        kept, every = (_KEPT_ONE, _EVERY_ONE) if alone else (_KEPT, _EVERY)
-        self._sql: Any = _SQL.format(now=now, kept=kept, every=every)
+        self._sql: Any = statements.one if alone else statements.many
         self._values: dict[str, Any] = {"ns": namespace, "now": at, "count": self.count}
         self._values |= _one(*rows[0]) if alone else _many(rows)
 
     async def run(self, connection: Connection, mark: str) -> int | None:
         """The newest version before these, committed; None for a namespace without a counter,
         where nothing is written."""
-        cursor = await connection.execute(self._sql, {**self._values, "mark": mark})
+        cursor = await connection.execute(self._sql, self._values | {"mark": mark})
         row = await cursor.fetchone()
         return None if row is None else int(row[0])
 
@@ -90,7 +103,7 @@ def _one(database: str, put: Put) -> dict[str, Any]:
         "tbl": put.table,
         "key": put.key,
         "value": put.value,
-        "metadata": json.dumps(dict(put.metadata)),
+        "metadata": _encode(dict(put.metadata)).decode(),
         "expiry": put.expiry,
     }
 
@@ -103,7 +116,7 @@ def _many(rows: Sequence[tuple[str, Put]]) -> dict[str, Any]:
         "tbls": [row.table for _, _, row in kept],
         "keys": [row.key for _, _, row in kept],
         "values": [row.value for _, _, row in kept],
-        "metadata": [json.dumps(dict(row.metadata)) for _, _, row in kept],
+        "metadata": [_encode(dict(row.metadata)).decode() for _, _, row in kept],
         "expiries": [row.expiry for _, _, row in kept],
         "numbers": [number for number, _, _ in kept],
         "all_dbs": [db for db, _ in rows],

@@ -17,7 +17,7 @@ from micro_ray.store import HISTORY, Put
 from micro_ray.store.postgres_database import Database
 from micro_ray.store.postgres_plan import Found, Job, Place, Plan, Row, plan
 from micro_ray.store.postgres_pool import Connection
-from micro_ray.store.postgres_puts import Puts
+from micro_ray.store.postgres_puts import Puts, Statements
 
 __all__ = ["Writes"]
 
@@ -44,6 +44,7 @@ class Writes:
     ) -> None:
         self._database = database
         self._now = now
+        self._statements = Statements(now)
         self._clock = clock
         self._wake = wake
         self._queues: dict[str, deque[_Waiting]] = {}
@@ -134,7 +135,7 @@ class Writes:
     async def _put(self, namespace: str, jobs: Sequence[Job]) -> list[list[int]] | None:
         """Write plain jobs: nothing need be looked at first, so it is one statement and one round
         trip. None for a namespace without a counter; then nothing is written."""
-        puts = Puts(namespace, jobs, self._now, self._clock())
+        puts = Puts(namespace, jobs, self._statements, self._clock())
         before = await self._database.put(puts.run)
         if before is None:
             return None
