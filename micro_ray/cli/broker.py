@@ -9,7 +9,7 @@ import click
 
 from micro_ray.broker import Message
 from micro_ray.cli.arguments import Numbers, pairs
-from micro_ray.cli.output import bytes_out, encoded, json_line, output, raw
+from micro_ray.cli.output import bytes_out, encoded, json_line, output, raw, visible
 from micro_ray.cli.session import Session
 
 __all__ = ["publish", "subscribe"]
@@ -47,7 +47,8 @@ def subscribe(session: Session, topic: str, queue: str, count: int | None) -> No
     """Print the messages of TOPIC as they come, one a line.
 
     In TOPIC, * stands for one word and > for all the rest: 'orders.*.paid', 'orders.>'. With
-    `-o raw` bodies are written as they are, byte for byte.
+    `-o raw` bodies are written as they are, byte for byte. Standard error says when the
+    subscription is in force: what is published after that comes.
     """
     from micro_ray.wire.broker import RemoteBroker
 
@@ -55,6 +56,10 @@ def subscribe(session: Session, topic: str, queue: str, count: int | None) -> No
     messages = client.run(
         lambda caller: RemoteBroker(caller).subscribe(topic, queue=queue).__aenter__()
     )
+    if session.output == "json":
+        json_line({"subscribed": topic, "queue": queue}, err=True)
+    else:
+        click.echo(f"subscribed to {visible(topic)}", err=True)
     seen = 0
     with session.reader.watched():
         try:

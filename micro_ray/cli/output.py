@@ -70,9 +70,13 @@ def as_json(value: Any) -> None:
     )
 
 
-def json_line(value: Any) -> None:
-    """Print a value as JSON on one line, at once."""
-    raw(json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+def json_line(value: Any, *, err: bool = False) -> None:
+    """Print a value as JSON on one line, at once; on standard error with ``err``."""
+    line = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    if err:
+        click.echo(line, err=True, nl=False)
+    else:
+        raw(line)
 
 
 def pretty(body: bytes, *, line: bool = False) -> bytes | None:

@@ -86,12 +86,13 @@ def etcd_behind(request: pytest.FixtureRequest) -> EtcdServer | None:
     return server
 
 
-@pytest.fixture(params=sorted(registries.OPENERS))
+@pytest.fixture(params=registries.NAMES)
 async def way(
     request: pytest.FixtureRequest, ticks: registries.Clock, etcd_behind: EtcdServer | None
 ) -> AsyncIterator[registries.Way]:
     with tempfile.TemporaryDirectory(prefix="rg-") as folder:
-        async with registries.OPENERS[request.param](Path(folder), ticks, etcd_behind) as way:
+        opened = registries.opener(request.param, request)
+        async with opened(Path(folder), ticks, etcd_behind) as way:
             yield way
 
 
@@ -115,12 +116,13 @@ async def nats_server() -> AsyncIterator[NatsServer]:
         yield up
 
 
-@pytest.fixture(params=sorted(brokers.OPENERS))
+@pytest.fixture(params=brokers.NAMES)
 async def subject(
     request: pytest.FixtureRequest, nats_server: NatsServer
 ) -> AsyncIterator[brokers.Subject]:
     with tempfile.TemporaryDirectory(prefix="br-") as folder:
-        async with brokers.OPENERS[request.param](nats_server, Path(folder)) as opened:
+        way = brokers.opener(request.param, request)
+        async with way(nats_server, Path(folder)) as opened:
             yield opened
 
 

@@ -11,7 +11,7 @@ import pytest
 from micro_ray.errors import NotFound
 from micro_ray.registry import Action, Endpoint, Instance, Node, Registry
 from tests.fixtures.registries import Clock, instance
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 
 #: A registration that uses every field.
 WHOLE = Instance(
@@ -112,9 +112,9 @@ async def test_a_registration_ends_with_its_ttl_and_within_a_second(
     await timed.register(instance(node="long"), ttl=50)
     await timed.register(instance(node="witness"), ttl=4.8)
     ticks.now += 4.9
-    await eventually(lambda: _ids(timed, ["short", "long"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["short", "long"]), within=PROMPT)
     ticks.now += 0.2
-    await eventually(lambda: _ids(timed, ["long"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["long"]), within=PROMPT)
 
 
 async def test_an_identical_registration_renews(timed: Registry, ticks: Clock) -> None:
@@ -123,16 +123,16 @@ async def test_an_identical_registration_renews(timed: Registry, ticks: Clock) -
     ticks.now += 4
     await timed.register(instance(), ttl=10)
     ticks.now += 9.5  # 13.5: the first TTL and the witness's have passed, the second has not
-    await eventually(lambda: _ids(timed, ["n1"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["n1"]), within=PROMPT)
     ticks.now += 1
-    await eventually(lambda: _ids(timed, []), within=1.5)
+    await eventually(lambda: _ids(timed, []), within=PROMPT)
 
 
 async def test_an_identical_registration_may_shorten(timed: Registry, ticks: Clock) -> None:
     await timed.register(instance(), ttl=3600)
     await timed.register(instance(), ttl=1)
     ticks.now += 1.1
-    await eventually(lambda: _ids(timed, []), within=1.5)
+    await eventually(lambda: _ids(timed, []), within=PROMPT)
 
 
 async def test_renewing_is_for_the_ttl_of_each(timed: Registry, ticks: Clock) -> None:
@@ -143,23 +143,23 @@ async def test_renewing_is_for_the_ttl_of_each(timed: Registry, ticks: Clock) ->
     assert await timed.renew("micro", ["a", "zz", "b", "yy"]) == ["zz", "yy"]
     assert await timed.renew("micro", []) == []
     ticks.now += 3  # 7: c has ended, a lives until 9, b until 24
-    await eventually(lambda: _ids(timed, ["a", "b"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["a", "b"]), within=PROMPT)
     ticks.now += 3
-    await eventually(lambda: _ids(timed, ["b"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["b"]), within=PROMPT)
     ticks.now += 15
-    await eventually(lambda: _ids(timed, []), within=1.5)
+    await eventually(lambda: _ids(timed, []), within=PROMPT)
     assert await timed.renew("micro", ["a", "b"]) == ["a", "b"]
 
 
 async def test_a_node_that_ended_may_come_again(timed: Registry, ticks: Clock) -> None:
     await timed.register(instance(), ttl=1)
     ticks.now += 2
-    await eventually(lambda: _ids(timed, []), within=1.5)
+    await eventually(lambda: _ids(timed, []), within=PROMPT)
     await timed.register(instance(), ttl=30)
     ticks.now += 20
     await timed.register(instance(node="witness"), ttl=1)
     ticks.now += 2
-    await eventually(lambda: _ids(timed, ["n1"]), within=1.5)
+    await eventually(lambda: _ids(timed, ["n1"]), within=PROMPT)
 
 
 async def _ids(registry: Registry, wanted: list[str]) -> bool:

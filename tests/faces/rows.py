@@ -22,7 +22,7 @@ CLUSTER = ("handle", "terminal")
 
 
 #: Parameters that name a way.
-_SUBJECTS = ("store", "config", "subject", "registry", "events", "name")
+_SUBJECTS = ("store", "config", "subject", "registry", "events", "name", "way")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

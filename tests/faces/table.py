@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tests.faces import (
+    broker_handle,
+    broker_terminal,
     config_handle,
     config_terminal,
     events_handle,
     events_terminal,
+    registry_handle,
+    registry_terminal,
     store_handle,
     store_terminal,
 )
@@ -24,6 +28,10 @@ FACES: Mapping[tuple[str, str], Rows] = {
     ("store", "postgres-frames"): _FRAMES,
     ("store", "handle"): store_handle.ROWS,
     ("store", "terminal"): store_terminal.ROWS,
+    ("broker", "handle"): broker_handle.ROWS,
+    ("broker", "terminal"): broker_terminal.ROWS,
+    ("registry", "handle"): registry_handle.ROWS,
+    ("registry", "terminal"): registry_terminal.ROWS,
     ("events", "handle"): events_handle.ROWS,
     ("events", "terminal"): events_terminal.ROWS,
     ("config", "handle"): config_handle.ROWS,

@@ -32,6 +32,8 @@ from tests.fixtures.terminal import environment
 
 __all__ = ["Shell", "Zygote", "platform_of", "zygote_process"]
 
+#: Seconds between looks at what a command has said.
+POLL = 0.005
 #: Commands that run at a time, beside those that go on.
 AT_ONCE = 4
 
@@ -84,9 +86,20 @@ class Shell:
             _raise(await command.ended(), command.said(2))
             return command.said(1)
 
-    async def lines(self, *args: str) -> AsyncIterator[Any]:
-        """The lines of JSON of a command that goes on; it is interrupted when this is left."""
-        async with self._started(args, b"", piped=True) as command:
+    async def lines(
+        self, *args: str, begins: bytes = b"", stdin: bytes = b""
+    ) -> AsyncIterator[Any]:
+        """The lines of JSON of a command that goes on; it is interrupted when this is left. With
+        ``begins``, None comes first, once its standard error begins so."""
+        async with self._started(args, stdin, piped=True) as command:
+            if begins:
+                ending = asyncio.ensure_future(command.ended())
+                while not ending.done() and not command.said(2).startswith(begins):
+                    await asyncio.wait([ending], timeout=POLL)
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
+                if command.said(2).startswith(begins):
+                    yield None
             while line := await command.line():
                 yield json.loads(line)
             _raise(await command.ended(), command.said(2))
@@ -124,7 +137,7 @@ def _raise(code: int, said: bytes) -> None:
     """What a command said of its failure, as the error it was; its exit code must agree."""
     if code == 0:
         return
-    told = json.loads(said)
+    told = json.loads(said.splitlines()[-1])
     error: MicroError = from_dict(told)
     if error.id == "cli":
         assert code in (1, 2), (code, told)

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from micro_ray.broker import Broker
 from micro_ray.config import Config
 from micro_ray.events import Events
+from micro_ray.registry import Registry
 from micro_ray.store import Store
 from tests.faces.table import FACES
 
-NOUNS = {"store": Store, "events": Events, "config": Config}
+NOUNS = {
+    "broker": Broker,
+    "config": Config,
+    "events": Events,
+    "registry": Registry,
+    "store": Store,
+}
 SUITES = Path(__file__).parents[1] / "conformance"
 
 

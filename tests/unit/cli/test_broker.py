@@ -18,22 +18,19 @@ from tests.fixtures.wait import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
-def listeners(town: Here) -> set[object]:
-    """The subscriptions that there are."""
-    space = town.broker._spaces._spaces.get("micro")
-    return set(space.queues) if space is not None else set()
-
-
 @asynccontextmanager
 async def listening(
-    town: Here, terminal: Terminal, *args: str
+    terminal: Terminal, topic: str, *args: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """``micro subscribe`` that is in force."""
-    before = listeners(town)
-    async with terminal.started("subscribe", *args) as process:
-        (mine,) = await eventually(lambda: listeners(town) - before, within=20)
+    """``micro subscribe`` that says that it is in force."""
+    async with terminal.started("subscribe", topic, *args) as process:
+        assert process.stderr is not None
+        said = await asyncio.wait_for(process.stderr.readline(), 20)
+        if "json" in args:
+            assert json.loads(said) == {"subscribed": topic, "queue": ""}
+        else:
+            assert said == f"subscribed to {topic}\n".encode()
         yield process
-    await eventually(lambda: mine not in listeners(town), within=20)
 
 
 async def test_publish(town: Here, terminal: Terminal) -> None:
@@ -58,7 +55,7 @@ async def test_publish(town: Here, terminal: Terminal) -> None:
 
 
 async def test_subscribe(town: Here, terminal: Terminal) -> None:
-    async with listening(town, terminal, "cli.*", "--count=2") as process:
+    async with listening(terminal, "cli.*", "--count=2") as process:
         await town.broker.publish("cli.a", b"one\x1b[31m")
         await town.broker.publish("other", b"no")
         await town.broker.publish("cli.b", b"\xff two")
@@ -68,8 +65,8 @@ async def test_subscribe(town: Here, terminal: Terminal) -> None:
 
 async def test_subscribe_as_json_and_raw(town: Here, terminal: Terminal) -> None:
     async with (
-        listening(town, terminal, "cli.a", "-n", "2", "-o", "json") as process,
-        listening(town, terminal, "cli.a", "-n", "2", "-o", "raw") as raw,
+        listening(terminal, "cli.a", "-n", "2", "-o", "json") as process,
+        listening(terminal, "cli.a", "-n", "2", "-o", "raw") as raw,
     ):
         await town.broker.publish("cli.a", b"text", headers={"k": "v"})
         await town.broker.publish("cli.a", b"\xff\x00")
@@ -84,8 +81,8 @@ async def test_subscribe_as_json_and_raw(town: Here, terminal: Terminal) -> None
 
 async def test_a_group_shares(town: Here, terminal: Terminal) -> None:
     async with (
-        listening(town, terminal, "cli.a", "--queue", "g") as one,
-        listening(town, terminal, "cli.a", "-q", "g") as two,
+        listening(terminal, "cli.a", "--queue", "g") as one,
+        listening(terminal, "cli.a", "-q", "g") as two,
     ):
         for number in range(40):
             await town.broker.publish("cli.a", b"%d" % number)
@@ -107,7 +104,7 @@ async def test_a_group_shares(town: Here, terminal: Terminal) -> None:
 
 async def test_it_says_what_was_lost(town: Here, terminal: Terminal) -> None:
     """One who stops reading for a while."""
-    async with listening(town, terminal, "cli.a") as process:
+    async with listening(terminal, "cli.a") as process:
         process.send_signal(signal.SIGSTOP)
         body = b"x" * 10_000
         for _ in range(5000):
