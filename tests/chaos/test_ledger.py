@@ -198,7 +198,15 @@ async def check_group(events: RemoteEvents, town: Town, group: str, ledger: Ledg
         assert len(first) == len(set(first)), "a first attempt was made twice"
         letters = await events.dead(topic, group, limit=10_000)
         dead, poison = {d.event.sequence for d in letters}, ledger.poison[topic]
-        assert dead == poison, f"{group}, {topic}: {poison - dead} not dead, {dead - poison} dead"
+        healthy = {
+            n: [
+                (row["pid"], row["attempt"])
+                for row in log
+                if (row["topic"], row["n"]) == (topic, n)
+            ]
+            for n in dead - poison
+        }
+        assert dead == poison, f"{group}, {topic}: {poison - dead} not dead; dead: {healthy}"
         assert {d.attempts for d in letters} <= {21}
     extra = sum(
         count - 1 for (topic, n), count in times.items() if n not in ledger.poison[str(topic)]
