@@ -54,6 +54,7 @@ def server(state: Path | None = None, **extra: str) -> Iterator[Server]:
     environ = {
         **os.environ,
         "MICRO_STATE": str(folder),
+        "MICRO_CREDENTIALS": f"{folder}/credentials.json",
         "MICRO_API_PORT": str(port),
         "MICRO_API_SERVE_PORT": str(serve_port),
         **extra,

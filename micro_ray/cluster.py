@@ -77,7 +77,7 @@ async def serve(settings: Settings, report: Report) -> bool:
             was_up = starting.done()
             if was_up:
                 url = starting.result().api_url
-                report(f"ready     {url}  (this machine only: there are no accounts yet)")
+                report(f"ready     {url}  (this machine only: rules are not enforced yet)")
                 await asked
         finally:
             asked.cancel()
@@ -128,7 +128,7 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         if machines:
             settings = with_addresses(here(settings, machines[0].address), machines)
             report(
-                f"frames    on  {settings.address}: a private network's, there are no accounts yet"
+                f"frames    on  {settings.address}: a private network's, frames prove nothing yet"
             )
         supervisor = await ladder.enter_async_context(
             Supervisor(settings, report=timed, machines=machines)
@@ -137,10 +137,22 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         try:
             url = await ladder.enter_async_context(_doors(settings, timed, bool(machines)))
             await pools
+            await _first_admin(timed)
         finally:
             pools.cancel()
             await asyncio.gather(pools, return_exceptions=True)
         yield Platform(settings=settings, ray_address=address, api_url=url)
+
+
+async def _first_admin(report: Report) -> None:
+    """The account that administers everything, made at the first start; its secret is told here
+    and nowhere else."""
+    import ray
+
+    handle = ray.get_actor("auth", namespace=RAY_NAMESPACE)
+    secret = await handle.ensure_admin.remote()
+    if secret:
+        report(f"admin     made; its password, shown this once: {secret}")
 
 
 def _check(settings: Settings) -> None:

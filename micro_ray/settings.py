@@ -231,6 +231,24 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """``issuer`` and ``audience`` are ``iss`` and ``aud`` of tokens. Access tokens of accounts live
+    ``access_ttl`` seconds, those of processes ``process_ttl``, and a session that is not used
+    ``refresh_ttl``. Keys that sign are replaced after ``key_ttl``; ``key_file`` holds the keys that
+    they are sealed with (blank: ``<state>/auth.keys``). After ``attempts`` failed logins an account
+    waits, longer each time."""
+
+    issuer: str = "micro"
+    audience: str = "micro"
+    access_ttl: float = 900.0
+    process_ttl: float = 600.0
+    refresh_ttl: float = 30 * 86_400.0
+    key_ttl: float = 90 * 86_400.0
+    key_file: Path = Path()
+    attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again.
@@ -273,6 +291,7 @@ class Pools:
     broker: int = 1
     events: int = 2
     config: int = 2
+    auth: int = 1
     runtime: int = 1
 
 
@@ -305,13 +324,15 @@ class Ray:
 class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
     the sockets of what runs now and must be short (Unix socket paths end at 107 bytes; default:
-    ``<state>/run``). ``host`` names this machine (blank: its host name); ``address`` is its IP
-    address on which frames listen for other machines (blank: 127.0.0.1, or the node's own on a Ray
-    that was joined; whoever reaches it may call, so let it be a private network's). ``anchor`` is
-    the pid of the server process, whose end ends what it started (0: none)."""
+    ``<state>/run``). ``credentials`` is the file of who commands are logged in as. ``host`` names
+    this machine (blank: its host name); ``address`` is its IP address on which frames listen for
+    other machines (blank: 127.0.0.1, or the node's own on a Ray that was joined; whoever reaches it
+    may call, so let it be a private network's). ``anchor`` is the pid of the server process, whose
+    end ends what it started (0: none)."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
+    credentials: Path = Path("~/.micro/credentials.json")
     run: Path = Path()
     host: str = ""
     address: str = ""
@@ -322,6 +343,7 @@ class Settings:
     broker: Broker = Broker()
     events: Events = Events()
     config: Config = Config()
+    auth: Auth = Auth()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()
@@ -376,12 +398,16 @@ def _settle(settings: Settings) -> Settings:
     run = state / "run" if run == Path() else _expand(run, "MICRO_RUN").absolute()
     keys = settings.config.key_file
     keys = state / "config.keys" if keys == Path() else _expand(keys, "MICRO_CONFIG_KEY_FILE")
+    sealing = settings.auth.key_file
+    sealing = state / "auth.keys" if sealing == Path() else _expand(sealing, "MICRO_AUTH_KEY_FILE")
     settings = replace(
         settings,
         state=state,
+        credentials=_expand(settings.credentials, "MICRO_CREDENTIALS").absolute(),
         run=run,
         host=settings.host or socket.gethostname(),
         config=replace(settings.config, key_file=keys.absolute()),
+        auth=replace(settings.auth, key_file=sealing.absolute()),
     )
     longest = len(os.fsencode(run)) + len("/replica-0123456789abcdef.sock")
     if longest > MAX_SOCKET_PATH:

@@ -94,6 +94,13 @@ NOUNS = {
         cli="config",
         suite="test_config.py",
     ),
+    "auth": Noun(
+        interface="Auth",
+        backends=("stored",),
+        actor="AuthActor",
+        cli="auth",
+        suite="test_auth.py",
+    ),
     "runtime": Noun(
         interface="Runtime",
         backends=("ray", "process"),

@@ -25,6 +25,7 @@ VERBS = {
     "broker": "broker.Broker",
     "events": "events.Events",
     "config": "config.Config",
+    "auth": "auth.Auth",
     "runtime": "runtime.Runtime",
 }
 
@@ -44,6 +45,15 @@ ENDPOINTS = {
     ("config", "read"): "Config.Get",  # what it gives is the whole value,
     ("config", "get"): "Config.Get",  # of which this is the data
     ("config", "items"): "Config.List",
+    ("auth", "accounts"): "Accounts.List",
+    ("auth", "account"): "Accounts.Read",
+    ("auth", "delete"): "Accounts.Delete",
+    ("auth", "change_secret"): "Accounts.ChangeSecret",
+    ("auth", "enable"): "Accounts.Enable",
+    ("auth", "create_rule"): "Rules.Create",
+    ("auth", "delete_rule"): "Rules.Delete",
+    ("auth", "rules"): "Rules.List",
+    ("auth", "explain"): "Rules.Explain",
     ("runtime", "upload"): "Source.Upload",
 }
 
@@ -60,6 +70,7 @@ NOT_ON_HANDLE = {
     ("broker", "close"): CLOSES,
     ("events", "close"): CLOSES,
     ("config", "close"): CLOSES,
+    ("auth", "close"): CLOSES,
 }
 
 #: Verbs that have no endpoint, and why.
@@ -74,6 +85,8 @@ NOT_ON_FRAMES = {
     ("broker", "close"): CLOSES,
     ("events", "close"): CLOSES,
     ("config", "close"): CLOSES,
+    ("auth", "close"): CLOSES,
+    ("auth", "ensure_admin"): "the first account is made by who owns the machine, on the handle",
 }
 
 #: What an interface says that a verb gives when it streams.

@@ -8,8 +8,8 @@ from typing import Any
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import streamed
 from micro_ray.config import Change, Item, Rotation, Value, Version
-from micro_ray.config.sealing import KeyFile
 from micro_ray.config.stored import StoredConfig
+from micro_ray.sealing import KeyFile
 from micro_ray.wire import config as face
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.store import RemoteStore

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from micro_ray.actors.auth import AuthActor
 from micro_ray.actors.broker import BrokerActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
@@ -46,6 +47,7 @@ MEMBERS: Mapping[str, type[Member]] = {
         BrokerActor,
         EventsActor,
         ConfigActor,
+        AuthActor,
         NetworkActor,
         RuntimeActor,
     )

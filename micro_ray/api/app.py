@@ -42,6 +42,8 @@ FORWARDED = ((b"tracestate", "tracestate"), (b"baggage", "baggage"),
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
+#: Bytes of ``Authorization``.
+MAX_CREDENTIALS = 8192
 #: Largest ``Retry-After``, in seconds.
 MAX_RETRY = 86_400
 
@@ -109,6 +111,8 @@ class Api:
                 return
             target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
             service, stream = target.service, bool(target.stream)
+            if service == "auth":
+                metadata |= _credentials(scope, headers)
             self.metrics.in_flight += 1
             try:
                 if stream:
@@ -192,6 +196,8 @@ class Api:
             raise Unavailable("api", "too many requests are under way here", 1.0)
         if len(scope["headers"]) > MAX_HEADERS:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
+        if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
+            raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
         target = self.paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
         if b"origin" in headers or b"sec-fetch-site" in headers:
             reads = target.read and method == "GET" and scope["type"] == "http"
@@ -316,6 +322,17 @@ class Api:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": lines})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _credentials(scope: Scope, headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Who asks and from where, for auth alone: whoever gets a token may use it."""
+    found = {}
+    if b"authorization" in headers:
+        found["authorization"] = headers[b"authorization"].decode("latin-1")
+    client = scope.get("client")
+    if client:
+        found["micro-source"] = str(client[0])
+    return found
 
 
 def _allow(methods: list[str]) -> bytes:

@@ -10,7 +10,7 @@ import msgspec
 
 from micro_ray.config import MASK, Change, Kind
 from micro_ray.config.document import Edit, Leaf, below
-from micro_ray.config.sealing import Keys
+from micro_ray.sealing import Keys
 
 __all__ = ["Shown", "shown_changes"]
 

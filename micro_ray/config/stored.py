@@ -41,10 +41,10 @@ from micro_ray.config.document import (
 )
 from micro_ray.config.feed import Feed
 from micro_ray.config.records import Records
-from micro_ray.config.sealing import KeyFile
 from micro_ray.config.showing import Shown, shown_changes
 from micro_ray.config.writing import Make, Write, Writer
 from micro_ray.errors import Conflict, NotFound, Unavailable
+from micro_ray.sealing import KeyFile
 from micro_ray.settings import Config as Limits
 from micro_ray.store import Store
 

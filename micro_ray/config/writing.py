@@ -14,8 +14,8 @@ from typing import Any
 from micro_ray.config import Action
 from micro_ray.config.document import Document, Edit, Entry, Leaf, commit, tree
 from micro_ray.config.records import Head, Records
-from micro_ray.config.sealing import Keys
 from micro_ray.errors import BadGateway, Conflict, GatewayTimeout, MicroError, Timeout, Unavailable
+from micro_ray.sealing import Keys
 from micro_ray.settings import Config as Limits
 
 __all__ = ["Make", "Write", "Writer"]

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from micro_ray.broker.memory import MemoryBroker
-from micro_ray.config.sealing import KeyFile
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import Unavailable
 from micro_ray.events.sqlite import SqliteEvents
@@ -37,6 +36,7 @@ from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.service import Service
+from micro_ray.sealing import KeyFile
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from micro_ray.auth import Auth
 from micro_ray.broker import Broker
 from micro_ray.config import Config
 from micro_ray.events import Events
@@ -18,7 +19,7 @@ from micro_ray.store import Store
 from tests.faces import rows
 from tests.faces.table import FACES
 from tests.faces.terminal import Zygote, zygote_process
-from tests.fixtures import brokers, configs, registries
+from tests.fixtures import auths, brokers, configs, registries
 from tests.fixtures import events as event_ways
 from tests.fixtures.etcd import EtcdServer
 from tests.fixtures.etcd import server as etcd
@@ -55,6 +56,13 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[S
     # Not tmp_path: the name of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="st-") as folder:
         async with opener(request.param, request)(Path(folder), clock) as opened:
+            yield opened
+
+
+@pytest.fixture(params=auths.NAMES)
+async def auth(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Auth]:
+    with tempfile.TemporaryDirectory(prefix="au-") as folder:
+        async with auths.opened(request.param, request, Path(folder), clock) as opened:
             yield opened
 
 

@@ -33,6 +33,7 @@ FORMS = (
     (r"unix:\S+/", "unix:FOLDER/"),
     (r'"version": ?\d+', '"version":N'),
     (r'"request_id": ?"\w+"', '"request_id":"ID"'),
+    (r"shown this once: \S+", "shown this once: PASSWORD"),
     (r" +", " "),
 )
 
@@ -74,10 +75,11 @@ def same(command: str, said: str, printed: str) -> bool:
 def run(command: str, at: Server) -> str:
     """What a command prints, with the server's ports in place of the README's."""
     command = command.replace("localhost:8080", f"localhost:{at.port}")
+    told = re.search(r"shown this once: (\S+)", "".join(at.lines))
     path = f"{MICRO.parent}{os.pathsep}{at.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command],
-        env={**at.environ, "PATH": path},
+        env={**at.environ, "PATH": path, "PASSWORD": told[1] if told else ""},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,6 +107,7 @@ def main() -> None:
     with server() as up:
         shown = "".join(up.lines).replace(f":{up.port}", ":8080")
         shown = shown.replace(f":{up.serve_port}", ":8000")
+        shown = re.sub(r"shown this once: \S+", "shown this once: ygha6HdDI8...", shown)
         outputs = [
             shown if step.command == START else _tidy(run(step.command, up), up)
             for step in steps(text)

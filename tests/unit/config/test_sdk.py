@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from micro_ray import Service
-from micro_ray.config.sealing import KeyFile
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.config import ServiceConfig
 from micro_ray.sdk.testing import Here
+from micro_ray.sealing import KeyFile
 from micro_ray.wire import config as face
 from tests.fixtures.wait import eventually
 

@@ -1,6 +1,7 @@
-"""Sealing secrets: AES-256-GCM, with the keys in a file.
+"""Sealing secrets: AES-256-GCM, with the keys in a file. Each noun that seals has its
+own.
 
-A sealed text is ``1:<key id>:<base64 of nonce and ciphertext>``. Namespace and path are its
+A sealed text is ``1:<key id>:<base64 of nonce and ciphertext>``. Noun, namespace and path are its
 associated data: moved to another place, it does not open. The id of a key is made from the key.
 
 The file has one key a line, ``<id> <base64 of 32 bytes>``; the last seals, all open. It is made at
@@ -39,15 +40,16 @@ _MAX_FILE = 2**20
 class Keys:
     """The keys as they were at one time; ``newest`` is the id of the one that seals."""
 
-    def __init__(self, keys: Mapping[str, AESGCM], newest: str, place: Path) -> None:
+    def __init__(self, keys: Mapping[str, AESGCM], newest: str, place: Path, noun: str) -> None:
         self.newest = newest
         self._keys = keys
         self._place = place
+        self._noun = noun
 
     def seal(self, namespace: str, path: str, text: bytes) -> str:
         """``text`` sealed for its place."""
         nonce = os.urandom(_NONCE)
-        sealed = self._keys[self.newest].encrypt(nonce, text, _place(namespace, path))
+        sealed = self._keys[self.newest].encrypt(nonce, text, _place(self._noun, namespace, path))
         return f"{_FORM}:{self.newest}:{base64.b64encode(nonce + sealed).decode()}"
 
     def open(self, namespace: str, path: str, sealed: str) -> bytes:
@@ -56,20 +58,21 @@ class Keys:
         form, _, rest = sealed.partition(":")
         id, _, body = rest.partition(":")
         if form != _FORM:
-            raise InternalError("config", f"the secret {path!r} is sealed in an unknown form")
+            raise InternalError(self._noun, f"the secret {path!r} is sealed in an unknown form")
         key = self._keys.get(id)
         if key is None:
             raise PreconditionFailed(
-                "config",
+                self._noun,
                 f"the secret {path!r} is sealed with key {id[:32]}, which is not in {self._place}: "
-                "add its line from a backup of the file (config.key_file), or set the secret again",
+                f"add its line from a backup of the file ({self._noun}.key_file), or set the "
+                "secret again",
             )
         try:
             data = base64.b64decode(body, validate=True)
-            return key.decrypt(data[:_NONCE], data[_NONCE:], _place(namespace, path))
+            return key.decrypt(data[:_NONCE], data[_NONCE:], _place(self._noun, namespace, path))
         except (InvalidTag, binascii.Error, ValueError):
             raise InternalError(
-                "config",
+                self._noun,
                 f"the secret {path!r} does not open: it was altered, or belongs elsewhere; set it "
                 "again, or go back to a version that opens",
             ) from None
@@ -82,8 +85,9 @@ class KeyFile:
     """The file; what another process adds to it is seen. All verbs raise PreconditionFailed for a
     file that others may read or that is malformed, Unavailable when it cannot be read or made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, noun: str = "config") -> None:
         self._path = path
+        self._noun = noun
         self._keys: Keys | None = None
         self._seen: tuple[int, ...] = ()
 
@@ -96,21 +100,21 @@ class KeyFile:
         return await asyncio.to_thread(self._rotate)
 
     def _current(self) -> Keys:
-        with _system(self._path):
+        with _system(self._path, self._noun):
             try:
                 return self._load()
             except FileNotFoundError:
                 pass
             with self._locked():
                 if not self._path.exists():
-                    self._write(_line())
+                    self._write(_line(self._noun))
             return self._load()
 
     def _rotate(self) -> Keys:
         self._current()
-        with _system(self._path), self._locked():
+        with _system(self._path, self._noun), self._locked():
             text = self._path.read_text()
-            self._write(text if text.endswith("\n") else text + "\n", _line())
+            self._write(text if text.endswith("\n") else text + "\n", _line(self._noun))
             return self._load()
 
     def _load(self) -> Keys:
@@ -121,10 +125,10 @@ class KeyFile:
                 return self._keys
             if status.st_mode & 0o077:
                 raise PreconditionFailed(
-                    "config",
+                    self._noun,
                     f"{self._path} holds keys and can be read by others: chmod 600 {self._path}",
                 )
-            self._keys = _parsed(file, self._path)
+            self._keys = _parsed(file, self._path, self._noun)
             self._seen = seen
             return self._keys
 
@@ -158,20 +162,20 @@ class KeyFile:
             os.close(lock)
 
 
-def _place(namespace: str, path: str) -> bytes:
-    return f"micro-config\0{namespace}\0{path}".encode()
+def _place(noun: str, namespace: str, path: str) -> bytes:
+    return f"micro-{noun}\0{namespace}\0{path}".encode()
 
 
-def _id(key: bytes) -> str:
-    return hashlib.sha256(b"micro-config" + key).hexdigest()[:12]
+def _id(key: bytes, noun: str) -> str:
+    return hashlib.sha256(f"micro-{noun}".encode() + key).hexdigest()[:12]
 
 
-def _line() -> str:
+def _line(noun: str) -> str:
     key = secrets.token_bytes(_KEY)
-    return f"{_id(key)} {base64.b64encode(key).decode()}\n"
+    return f"{_id(key, noun)} {base64.b64encode(key).decode()}\n"
 
 
-def _parsed(file: IO[bytes], path: Path) -> Keys:
+def _parsed(file: IO[bytes], path: Path, noun: str) -> Keys:
     keys: dict[str, AESGCM] = {}
     newest = ""
     for number, line in enumerate(file.read(_MAX_FILE).splitlines(), 1):
@@ -180,24 +184,24 @@ def _parsed(file: IO[bytes], path: Path) -> Keys:
             continue
         with contextlib.suppress(binascii.Error, ValueError, UnicodeDecodeError):
             key = base64.b64decode(words[-1], validate=True)
-            if len(words) == 2 and len(key) == _KEY and words[0].decode() == _id(key):
+            if len(words) == 2 and len(key) == _KEY and words[0].decode() == _id(key, noun):
                 newest = words[0].decode()
                 keys[newest] = AESGCM(key)
                 continue
         # What is on the line may be most of a key: it is not shown.
         raise PreconditionFailed(
-            "config", f"{path}, line {number}: no key and its id; restore it from a backup"
+            noun, f"{path}, line {number}: no key and its id; restore it from a backup"
         )
     if not newest:
         raise PreconditionFailed(
-            "config", f"{path} has no key: restore it from a backup, or remove it to begin anew"
+            noun, f"{path} has no key: restore it from a backup, or remove it to begin anew"
         )
-    return Keys(keys, newest, path)
+    return Keys(keys, newest, path, noun)
 
 
 @contextlib.contextmanager
-def _system(path: Path) -> Iterator[None]:
+def _system(path: Path, noun: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unavailable("config", f"the key file {path}: {error.strerror}") from error
+        raise Unavailable(noun, f"the key file {path}: {error.strerror}") from error

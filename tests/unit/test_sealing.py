@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from micro_ray.config.sealing import KeyFile
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import InternalError, PreconditionFailed, Unavailable
+from micro_ray.sealing import KeyFile
 from micro_ray.store.memory import MemoryStore
 
 

@@ -1,0 +1,135 @@
+"""The local decision-maker of a door or a service: who calls, and whether he may. It asks nobody.
+
+It is told by :class:`~micro_ray.auth.Update`: everything once, then what changes. While it is told
+nothing it goes on with what it knows and is ``stale``. A revocation is kept until the last token
+that it is about has ended, whatever else is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from micro_ray.auth import DEFAULT, Decision, Identity, Resource, Revocation, Update
+from micro_ray.auth.checks import everywhere
+from micro_ray.auth.rules import Rules
+from micro_ray.auth.tokens import LEEWAY, Verifier
+from micro_ray.errors import Forbidden, Unauthorized, Unavailable
+
+__all__ = ["Guard"]
+
+#: Tokens whose verification is remembered; more, and it begins anew.
+REMEMBERED = 10_000
+
+_PLATFORM = Decision(allowed=True, rule=None, why=f"it acts for the platform ({DEFAULT})")
+
+
+class Guard:
+    def __init__(
+        self,
+        issuer: str = DEFAULT,
+        audience: str = DEFAULT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.revision = -1
+        #: Whether what is known may be old.
+        self.stale = True
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+        self._verifier: Verifier | None = None
+        self._verified: dict[str, Identity] = {}
+        self._rules: dict[str, Rules] = {}
+        self._tokens: dict[str, float] = {}
+        self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything has come once."""
+        return self._verifier is not None
+
+    def apply(self, update: Update) -> None:
+        """Learn; afterwards decisions are by it."""
+        if update.full:
+            self._rules = {}
+        if update.keys is not None:
+            self._verifier = Verifier(update.keys, self._issuer, self._audience, self._clock)
+            self._verified.clear()
+        for space, rule in update.rules:
+            self._rules_of(space).put(rule)
+        for space, id in update.gone:
+            self._rules_of(space).remove(id)
+        for revoked in update.revoked:
+            self._revoke(revoked)
+        self.revision = update.revision
+        self.stale = False
+
+    def _rules_of(self, namespace: str) -> Rules:
+        rules = self._rules.get(namespace)
+        if rules is None:
+            rules = self._rules[namespace] = Rules(namespace)
+        return rules
+
+    def _revoke(self, revoked: Revocation) -> None:
+        now = self._clock()
+        self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
+        self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
+        if revoked.until < now:
+            return
+        if revoked.token:
+            self._tokens[revoked.token] = max(self._tokens.get(revoked.token, 0.0), revoked.until)
+            return
+        space, _, id = revoked.account.partition("/")
+        before, until = self._accounts.get((space, id), (0.0, 0.0))
+        self._accounts[space, id] = max(before, revoked.before), max(until, revoked.until)
+
+    # -- deciding --------------------------------------------------------------------------------
+
+    def verify(self, token: str) -> Identity:
+        """Whose token it is. Raises Unauthorized that says what is wrong with it, Unavailable
+        before anything is known."""
+        identity = self._verified.get(token)
+        if identity is None:
+            if self._verifier is None:
+                raise Unavailable("auth", "the keys of tokens are not known here yet", 1.0)
+            identity = self._verifier.verify(token)
+            if len(self._verified) >= REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = identity
+        elif identity.expires < self._clock() - LEEWAY:
+            del self._verified[token]
+            raise Unauthorized("auth", "the token is refused: it has expired: log in again")
+        if identity.token in self._tokens:
+            raise _revoked()
+        voids = self._accounts.get((identity.namespace, identity.id))
+        if voids is not None and identity.issued < voids[0]:
+            raise _revoked()
+        return identity
+
+    def decide(
+        self, identity: Identity | None, resource: Resource, namespace: str = DEFAULT
+    ) -> Decision:
+        """Whether ``identity`` (None: nobody) may call a resource of a namespace."""
+        if identity is not None and identity.namespace == DEFAULT and everywhere(identity):
+            return _PLATFORM
+        rules = self._rules.get(namespace)
+        if rules is None:
+            if len(self._rules) >= REMEMBERED:
+                return Rules(namespace).decide(identity, resource)
+            rules = self._rules_of(namespace)
+        return rules.decide(identity, resource)
+
+    def check(
+        self, identity: Identity | None, resource: Resource, namespace: str = DEFAULT
+    ) -> None:
+        """Raises Unauthorized for nobody, Forbidden for somebody who may not."""
+        if self.decide(identity, resource, namespace).allowed:
+            return
+        what = f"{resource.name}:{resource.endpoint}"
+        if identity is None:
+            raise Unauthorized(resource.name, f"Unauthorized call made to {what}: log in")
+        raise Forbidden(resource.name, f"Forbidden call made to {what} by {identity.id}")
+
+
+def _revoked() -> Unauthorized:
+    return Unauthorized("auth", "the token is refused: it was revoked; log in again")
