@@ -94,6 +94,13 @@ NOUNS = {
         cli="config",
         suite="test_config.py",
     ),
+    "limits": Noun(
+        interface="Limits",
+        backends=("stored",),
+        actor="LimitsActor",
+        cli="limits",
+        suite="test_limits.py",
+    ),
     "runtime": Noun(
         interface="Runtime",
         backends=("ray", "process"),

@@ -25,6 +25,7 @@ VERBS = {
     "broker": "broker.Broker",
     "events": "events.Events",
     "config": "config.Config",
+    "limits": "limits.Limits",
     "runtime": "runtime.Runtime",
 }
 
@@ -60,6 +61,7 @@ NOT_ON_HANDLE = {
     ("broker", "close"): CLOSES,
     ("events", "close"): CLOSES,
     ("config", "close"): CLOSES,
+    ("limits", "lend"): "lasts as long as the line of the door that borrows",
 }
 
 #: Verbs that have no endpoint, and why.

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from micro_ray.actors.broker import BrokerActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
+from micro_ray.actors.limits import LimitsActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
 from micro_ray.actors.placement import Machine, machine_of
@@ -46,6 +47,7 @@ MEMBERS: Mapping[str, type[Member]] = {
         BrokerActor,
         EventsActor,
         ConfigActor,
+        LimitsActor,
         NetworkActor,
         RuntimeActor,
     )

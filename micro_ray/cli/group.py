@@ -38,6 +38,7 @@ COMMANDS = {
     "subscribe": ("broker", "Print the messages of a topic"),
     "events": ("events", "Publish and consume events"),
     "config": ("config", "Read and write config, with its history"),
+    "limits": ("limits", "How much may be asked for, and how much is"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),
