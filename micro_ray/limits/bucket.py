@@ -9,8 +9,8 @@ _EPSILON = 1e-9
 
 
 class Bucket:
-    """Times are given, in seconds of one clock that never goes back. In any span of ``t`` seconds at
-    most ``rate * t + depth`` tokens are taken and not given back."""
+    """Times are given, in seconds of one clock that never goes back. In any span of ``t`` seconds
+    at most ``rate * t + depth`` tokens are taken and not given back."""
 
     __slots__ = ("_at", "_level", "depth", "rate")
 

@@ -73,7 +73,8 @@ class Grant:
 @dataclass(slots=True)
 class _Account:
     """One limit. ``held``: slots by door; ``hungry``: slots that a door still wants; ``wanted``:
-    what each door wanted last, and when; ``heard``: when each spoke last; ``called``: doors that were asked to bring slots back."""
+    what each door wanted last, and when; ``heard``: when each spoke last; ``called``: doors
+    that were asked to bring slots back."""
 
     limit: Limit
     version: int
