@@ -21,7 +21,7 @@ from micro_ray.api.paths import Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.websocket import serve_websocket
 from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
-from micro_ray.limits.gate import FREE, Admission, Gate
+from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
 from micro_ray.limits.pressure import Pressure
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
@@ -238,6 +238,8 @@ class Api:
             else f"00-{fresh[32:64]}-{fresh[64:80]}-01",
             "micro-namespace": self.namespace,
         }
+        if self._gate is not None:
+            metadata[ADMITTED] = "1"
         for name, key in FORWARDED:
             value = headers.get(name)
             if value is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from micro_ray.errors import Unavailable
 from micro_ray.limits import Kind, Limit, Rule
@@ -20,7 +20,10 @@ from micro_ray.limits.gauge import PACE, Gauge
 from micro_ray.limits.ledger import Ask, Grant, Place
 from micro_ray.limits.rules import Rules
 
-__all__ = ["FREE", "Admission", "Gate"]
+__all__ = ["ADMITTED", "FREE", "Admission", "Gate"]
+
+#: Metadata of a call that a door has let in: the service does not count it again.
+ADMITTED = "micro-admitted"
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +76,15 @@ class _Space:
 
 class Gate:
     """``default`` is the limit of a namespace that has set none; ``doors`` how many there are,
-    until the limiter has said so. All on one loop."""
+    until the limiter has said so; ``kinds`` those of limits that are kept here. All on one loop.
+    ``ruled`` is set once there is a rule to keep, ``stale`` while the limiter is away."""
 
     def __init__(
         self,
         *,
         default: Limit | None = None,
         doors: int = 1,
+        kinds: Collection[Kind] = tuple(Kind),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._default = default or Limit()
@@ -92,8 +97,10 @@ class Gate:
         self._turn = asyncio.Event()
         self._new: asyncio.Queue[str] = asyncio.Queue()
         self._swept = 0.0
+        self._kinds = frozenset(kinds)
         self.doors = doors
-        self.stale = True
+        self.stale = False
+        self.ruled = asyncio.Event()
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -112,7 +119,8 @@ class Gate:
             return FREE
         now = self._clock()
         for gauge in gauges:
-            gauge.count(now)
+            gauge.attempts += 1
+            gauge.used_at = now
         return self._pass(gauges, now)
 
     def _pass(self, gauges: tuple[Gauge, ...], now: float) -> Admission | None:
@@ -176,6 +184,8 @@ class Gate:
         now = self._clock()
         found = []
         for rule in space.rules.of(account, service, endpoint):
+            if rule.kind not in self._kinds:
+                continue
             place = Place(namespace=namespace, kind=rule.kind, name=rule.name)
             gauge = self._gauges.get(place)
             if gauge is None:
@@ -208,6 +218,8 @@ class Gate:
             oldest = min(self._spaces, key=lambda name: self._spaces[name].entered)
             del self._spaces[oldest]
         space = self._spaces[namespace] = _Space(self._rules(Rules()), now)
+        if space.rules.rules:
+            self.ruled.set()
         self._new.put_nowait(namespace)
         return space
 
@@ -230,6 +242,8 @@ class Gate:
             return
         space.rules = self._rules(rules)
         space.calls.clear()
+        if space.rules.rules:
+            self.ruled.set()
         now = self._clock()
         # Those that have gone are let go of; those that are other now are found so.
         for place, gauge in list(self._gauges.items()):

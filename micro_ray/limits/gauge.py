@@ -24,20 +24,22 @@ AGAIN = 0.05
 
 
 class Gauge:
-    """Pure: times are given. ``bucket`` is there while the limiter is away: this door's part of
-    the limit."""
+    """Pure: times are given. ``attempts`` and ``used_at`` are for whoever lets requests in to keep:
+    how many have come, and when the last. ``bucket`` is there while the limiter is away: this
+    door's part of the limit."""
 
     __slots__ = (
         "_asked",
         "_asked_at",
-        "_attempts",
         "_called",
         "_demand",
         "_full",
         "_keep",
         "_low",
+        "_number",
         "_said_slots",
         "_until",
+        "attempts",
         "bucket",
         "limit",
         "most",
@@ -60,21 +62,16 @@ class Gauge:
         self.bucket: Bucket | None = None
         #: Requests under way that may be at this door, whatever it holds.
         self.most = limit.concurrency
-        self._attempts = 0
+        self.attempts = 0
         self._demand = 0.0
         self._asked = False
         self._asked_at = now
         self._until = self._called = 0.0
         self._full = False
         self._keep = -1
-        self._low = self._said_slots = 0
+        self._low = self._said_slots = self._number = 0
 
     # -- a request ---------------------------------------------------------------------------------
-
-    def count(self, now: float) -> None:
-        """A request has come."""
-        self._attempts += 1
-        self.used_at = now
 
     def fits(self, now: float) -> bool:
         """Whether another request may pass; False: it must be asked for. Raises TooManyRequests
@@ -102,22 +99,14 @@ class Gauge:
     def take(self) -> bool:
         """Let a request pass that fits; whether more should be asked for."""
         self.used += 1
-        if self.limit.rate:
-            self.tokens -= 1
-        return self.needs
-
-    @property
-    def needs(self) -> bool:
-        """Whether more should be asked for before it is missed."""
         limit = self.limit
-        return bool(
-            not self._asked
-            and self.bucket is None
-            and (
-                (limit.rate and self.tokens < self._low and self.used_at >= self._until)
-                or (limit.concurrency and not self._full and self.slots <= self.used < self.most)
-            )
-        )
+        if limit.rate:
+            self.tokens -= 1
+            if self.tokens < self._low and self.used_at >= self._until and not self._asked:
+                return self.bucket is None
+        if limit.concurrency and self.slots <= self.used < self.most:
+            return not (self._asked or self._full) and self.bucket is None
+        return False
 
     def leave(self) -> bool:
         """A request is over; whether its slot is wanted elsewhere."""
@@ -156,8 +145,8 @@ class Gauge:
         spent = now - self._asked_at
         if spent >= PACE:
             # What came since the last word, half of it at once and half by and by.
-            self._demand += (self._attempts / spent - self._demand) / 2
-            self._attempts, self._asked_at = 0, now
+            self._demand += (self.attempts / spent - self._demand) / 2
+            self.attempts, self._asked_at = 0, now
         idle = now - self.used_at > IDLE and not waiting
         want = slots = back = freed = 0
         if idle:
@@ -176,6 +165,7 @@ class Gauge:
         self._said_slots = slots
         self._full, self._called = self._full and bool(slots), 0.0
         self._asked = bool(want or slots)
+        self._number += 1
         return Ask(
             place=self.place,
             limit=limit,
@@ -184,6 +174,7 @@ class Gauge:
             back=back,
             slots=slots,
             freed=freed,
+            number=self._number,
         )
 
     def _ask_slots(self, waiting: int, idle: bool) -> tuple[int, int]:
@@ -200,20 +191,23 @@ class Gauge:
         """What the limiter says."""
         if self.bucket is not None:  # it was too late with an earlier answer
             self.bucket, self.most = None, self.limit.concurrency
-        self._asked = False
         self.tokens += grant.tokens
         self.slots += grant.slots
         self._said_slots = max(0, self._said_slots - grant.slots)
         self._keep = grant.keep
+        self._full = self._full and self._said_slots > 0
+        if grant.answers != self._number:
+            return  # to what was said before, or to nothing: how it stands is another's to say
+        self._asked = False
         if grant.wait:
             self._until = now + max(grant.wait, PACE)
         self._called = now + CALLED if grant.called else 0.0
-        self._full = self._said_slots > 0 and not grant.called
+        self._full = grant.full and not grant.called
 
     @property
     def due(self) -> float:
         """When there is something to say again by itself: 0 for not before the next request."""
-        return 0.0 if not self._attempts else max(self._until, self._asked_at + PACE)
+        return 0.0 if not self.attempts else max(self._until, self._asked_at + PACE)
 
     # -- without the limiter -----------------------------------------------------------------------
 
@@ -242,7 +236,14 @@ class Gauge:
         self._until = self._called = 0.0
         self._full = self._asked = False
         self._keep, self._said_slots = -1, 0
-        return Ask(place=self.place, limit=self.limit, version=self.version, holds=self.slots)
+        self._number += 1
+        return Ask(
+            place=self.place,
+            limit=self.limit,
+            version=self.version,
+            holds=self.slots,
+            number=self._number,
+        )
 
     def change(self, limit: Limit, version: int, now: float, doors: int) -> None:
         """Another limit from now on."""

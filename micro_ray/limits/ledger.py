@@ -42,7 +42,7 @@ class Place:
 class Ask:
     """What a door says of one limit: ``want`` more tokens, ``back`` of those it had; ``slots``
     more that it wants (in place of what it said before), ``freed`` of those it had. ``holds`` are
-    the slots in use at the first word on a line, 0 later."""
+    the slots in use at the first word on a line, 0 later; the door gives it a ``number``."""
 
     place: Place
     limit: Limit
@@ -52,6 +52,7 @@ class Ask:
     slots: int = 0
     freed: int = 0
     holds: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,8 @@ class Grant:
     """What a door gets: more ``tokens`` and ``slots``. ``wait`` is seconds until there is another
     token when it got fewer than it wanted, else 0. ``full``: there are not the slots it wants;
     ``called``: others were asked to bring back theirs, so some may follow. ``keep``: bring back at
-    once slots that are not in use and beyond so many, as others want them (-1: nobody does)."""
+    once slots that are not in use and beyond so many, as others want them (-1: nobody does).
+    ``answers`` the ask of this number, or none (0)."""
 
     place: Place
     tokens: int = 0
@@ -68,6 +70,7 @@ class Grant:
     full: bool = False
     called: bool = False
     keep: int = -1
+    answers: int = 0
 
 
 @dataclass(slots=True)
@@ -148,6 +151,7 @@ class Ledger:
                     full=full,
                     called=called,
                     keep=account.part if door in account.called else -1,
+                    answers=ask.number,
                 )
             )
             if ask.freed:

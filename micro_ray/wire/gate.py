@@ -33,7 +33,8 @@ LATE = 1.0
 
 class Supply:
     """An ``async with`` around a gate. It never raises: without a limiter in reach the gate is
-    alone and attempts go on, without config the rules that were good last hold.
+    alone and attempts go on, without config the rules that were good last hold. The limiter is not
+    called before there is a rule.
 
     ``own`` is the namespace whose rules are followed from the start.
     """
@@ -60,6 +61,7 @@ class Supply:
     # -- the limiter -------------------------------------------------------------------------------
 
     async def _attach(self) -> None:
+        await self._gate.ruled.wait()
         pause = BACKOFF[0]
         while True:
             try:

@@ -2,8 +2,8 @@
 others are refused at once, and when it is over all is as before.
 
 The short form runs for 3 s and asks for what does not depend on the speed of the machine; the long
-form, ``./scripts/overload [SECONDS]`` (default 60), is for one that has nothing else to do, and asks
-for the figures.
+form, ``./scripts/overload [SECONDS]`` (default 60), is for one that has nothing else to do, and
+asks for the figures.
 """
 
 from __future__ import annotations

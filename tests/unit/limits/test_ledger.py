@@ -110,7 +110,8 @@ class World:
             self.now += count / 1000
         elif what == "come":
             for _ in range(count):
-                gauge.count(self.now)
+                gauge.attempts += 1
+                gauge.used_at = self.now
                 self.enter(gauge)
         elif what == "leave" and gauge.used:
             gauge.leave()
