@@ -99,7 +99,7 @@ NOUNS = {
         backends=("stored",),
         actor="LimitsActor",
         cli="limits",
-        suite="test_limits.py",
+        suite="limits",
     ),
     "runtime": Noun(
         interface="Runtime",

@@ -69,7 +69,7 @@ async def test_over_frames(here: Here) -> None:
     ask = here.client.call
 
     assert set(await ask("network", "Network.Services")) == {
-        "broker", "config", "events", "greeter", "network", "registry", "router", "store",
+        "broker", "config", "events", "greeter", "limits", "network", "registry", "router", "store",
     }  # fmt: skip
     nodes = {row["id"]: row for row in await ask("network", "Network.Nodes")}
     assert nodes["g1"]["service"] == "greeter"
@@ -128,7 +128,7 @@ async def test_the_registrys_own_endpoints(here: Here) -> None:
     assert (service["name"], service["nodes"][0]["weight"]) == ("far", 100)
     names = {row["name"] for row in await ask("registry", "Registry.ListServices")}
     assert names == {
-        "broker", "config", "events", "far", "network", "registry", "router", "store",
+        "broker", "config", "events", "far", "limits", "network", "registry", "router", "store",
     }  # fmt: skip
     assert await ask("registry", "Registry.Renew", {"nodes": ["n1", "n2"]}) == ["n2"]
     await ask("registry", "Registry.Deregister", {"node": "n1"})
