@@ -41,6 +41,10 @@ def list_(session: Session) -> None:
         ("KIND", "NAME", "RATE", "BURST", "CONCURRENCY"),
         [(rule["kind"], _name(rule), *_numbers(rule["limit"])) for rule in found["rules"]],
     )
+    if found["store"]:
+        quota = found["store"]
+        parts = [f"{quota[name]} {name}" for name in ("bytes", "records") if quota[name]]
+        click.echo(f"\nin the store: at most {' and '.join(parts)}")
     if found["problem"]:
         click.echo(visible(f"not in force, as config has it: {found['problem']}"), err=True)
 

@@ -9,6 +9,7 @@ kind and a name, and counts for all doors together, not for each. They are kept 
     limits.accounts.ada.rate                   500   the account ada
     limits.services.store.concurrency           64   all endpoints of a service
     limits.routes.helloworld.Helloworld.Call.rate 5  one endpoint
+    limits.store.bytes                 1000000000    what it may keep (``quota_store.py``)
 
 ``bucket.py`` counts tokens; ``ledger.py`` is the limiter, who lends them out; ``gate.py`` is a
 door, who admits with what it has borrowed; ``stored.py`` keeps the rules; ``pressure.py`` says when
@@ -22,7 +23,7 @@ import builtins
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Kind", "Limit", "Limits", "Rule", "Standing", "Use"]
+__all__ = ["Kind", "Limit", "Limits", "Quota", "Rule", "Standing", "Use"]
 
 DEFAULT = "micro"
 #: Requests per second: least and most.
@@ -75,12 +76,22 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What a namespace may keep in the store: ``bytes`` of keys, values and blobs, and ``records``.
+    0 is no quota."""
+
+    bytes: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What is in force in a namespace: ``version`` is that of the config's path ``limits``.
     ``problem`` says why what is in config is not in force (then ``rules`` are the last that were
     good, blank where none have been seen)."""
 
     rules: tuple[Rule, ...] = ()
+    store: Quota | None = None
     version: int = 0
     problem: str = ""
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from micro_ray.errors import Unavailable
-from micro_ray.limits import Kind, Limit, Rule
+from micro_ray.limits import Kind, Limit, Quota, Rule
 from micro_ray.limits.gauge import PACE, Gauge
 from micro_ray.limits.ledger import Ask, Grant, Place
 from micro_ray.limits.rules import Rules
@@ -218,7 +218,7 @@ class Gate:
             oldest = min(self._spaces, key=lambda name: self._spaces[name].entered)
             del self._spaces[oldest]
         space = self._spaces[namespace] = _Space(self._rules(Rules()), now)
-        if space.rules.rules:
+        if self._kinds and space.rules.rules:
             self.ruled.set()
         self._new.put_nowait(namespace)
         return space
@@ -242,7 +242,7 @@ class Gate:
             return
         space.rules = self._rules(rules)
         space.calls.clear()
-        if space.rules.rules:
+        if self._kinds and space.rules.rules:
             self.ruled.set()
         now = self._clock()
         # Those that have gone are let go of; those that are other now are found so.
@@ -253,12 +253,18 @@ class Gate:
                 self.say(gauge)
         space.known.set()
 
+    def quota(self, namespace: str) -> Quota | None:
+        """What a namespace may keep in the store; None: anything, also as long as it is not known.
+        It is followed from now on."""
+        space = self._spaces.get(namespace) or self._enter(namespace)
+        return space.rules.store
+
     def _rules(self, rules: Rules) -> Rules:
         whole = any(rule.kind is Kind.NAMESPACE for rule in rules.rules)
         if whole or self._default == Limit():
             return rules
         default = Rule(kind=Kind.NAMESPACE, limit=self._default)
-        return Rules((default, *rules.rules), rules.version)
+        return Rules((default, *rules.rules), rules.version, rules.store)
 
     # -- the limiter -------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Gauge:
         "_keep",
         "_low",
         "_number",
+        "_peak",
         "_said_slots",
         "_until",
         "attempts",
@@ -69,7 +70,7 @@ class Gauge:
         self._until = self._called = 0.0
         self._full = False
         self._keep = -1
-        self._low = self._said_slots = self._number = 0
+        self._low = self._said_slots = self._number = self._peak = 0
 
     # -- a request ---------------------------------------------------------------------------------
 
@@ -99,6 +100,8 @@ class Gauge:
     def take(self) -> bool:
         """Let a request pass that fits; whether more should be asked for."""
         self.used += 1
+        if self.used > self._peak:
+            self._peak = self.used
         limit = self.limit
         if limit.rate:
             self.tokens -= 1
@@ -147,10 +150,12 @@ class Gauge:
             # What came since the last word, half of it at once and half by and by.
             self._demand += (self.attempts / spent - self._demand) / 2
             self.attempts, self._asked_at = 0, now
+            # As many as were under way of late, and slowly fewer: slots should not come and go.
+            self._peak -= (self._peak - self.used) // 16
         idle = now - self.used_at > IDLE and not waiting
         want = slots = back = freed = 0
         if idle:
-            self._demand = 0.0
+            self._demand, self._peak = 0.0, self.used
             back, self.tokens = self.tokens, 0
         elif limit.rate and not self._asked and now >= self._until:
             ahead = math.ceil(self._demand * HORIZON)
@@ -179,10 +184,11 @@ class Gauge:
 
     def _ask_slots(self, waiting: int, idle: bool) -> tuple[int, int]:
         """Slots to ask for in all, and to bring back. Some are kept ready beyond those in use."""
-        ready = 0 if idle else max(1, self.used // 4)
-        wanted = min(self.limit.concurrency, self.used + max(waiting, ready))
         if self._keep >= 0:
-            wanted = min(wanted, max(self._keep, self.used + waiting))
+            wanted = min(self.used + max(waiting, 1), max(self._keep, self.used + waiting))
+        else:
+            wanted = self._peak + max(waiting, 1, self._peak // 4)
+        wanted = self.used if idle else min(self.limit.concurrency, wanted)
         freed = max(0, self.slots - max(wanted, self.used))
         self.slots -= freed
         return max(0, wanted - self.slots), freed

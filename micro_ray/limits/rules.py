@@ -25,10 +25,11 @@ from micro_ray.limits import (
     MIN_RATE,
     Kind,
     Limit,
+    Quota,
     Rule,
 )
 
-__all__ = ["ROOT", "Rules", "check_limit", "check_place", "parse", "path_of"]
+__all__ = ["ROOT", "Rules", "check_limit", "check_place", "parse", "path_of", "quota_of"]
 
 #: The path of config under which they are.
 ROOT = "limits"
@@ -49,10 +50,13 @@ class Rules:
     """The rules of one namespace. ``of`` gives those that a request must keep, ``version`` grows
     with each change."""
 
-    __slots__ = ("_each", "_named", "rules", "version")
+    __slots__ = ("_each", "_named", "rules", "store", "version")
 
-    def __init__(self, rules: tuple[Rule, ...] = (), version: int = 0) -> None:
+    def __init__(
+        self, rules: tuple[Rule, ...] = (), version: int = 0, store: Quota | None = None
+    ) -> None:
         self.rules = rules
+        self.store = store
         self.version = version
         self._named = {(rule.kind, _folded(rule.kind, rule.name)): rule for rule in rules}
         self._each = {rule.kind: rule.limit for rule in rules if not rule.name}
@@ -94,6 +98,8 @@ def parse(document: Any) -> tuple[Rule, ...]:
         where = f"{ROOT}.{word}"
         if word in _PLURALS:
             rules += _named(_PLURALS[word], _object(value, where), where, ())
+        elif word == "store":
+            quota_of(document)
         elif word in KINDS:
             members = _object(value, where)
             unknown = sorted(members.keys() - set(FIELDS))
@@ -102,11 +108,28 @@ def parse(document: Any) -> tuple[Rule, ...]:
             if members:
                 rules.append(Rule(kind=Kind(word), limit=_limit(members, where)))
         else:
-            known = ", ".join((*KINDS, *_PLURALS))
+            known = ", ".join((*KINDS, *_PLURALS, "store"))
             raise _wrong(where, f"is none of {known}")
     if len(rules) > MAX_RULES:
         raise TooLarge("limits", f"{len(rules)} limits in a namespace; {MAX_RULES} allowed")
     return tuple(sorted(rules, key=lambda rule: (list(Kind).index(rule.kind), rule.name)))
+
+
+def quota_of(document: Any) -> Quota | None:
+    """The quota of the store in a document. Raises BadRequest."""
+    if document is None or document.get("store") is None:
+        return None
+    where = f"{ROOT}.store"
+    given = {}
+    for name, value in _object(document["store"], where).items():
+        if name not in ("bytes", "records"):
+            raise _wrong(f"{where}.{name}", "is none of bytes, records")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
+            raise _wrong(
+                f"{where}.{name}", f"is {str(value)[:40]!r}, not a whole number below 2**60"
+            )
+        given[name] = value
+    return Quota(**given) if any(given.values()) else None
 
 
 def _named(

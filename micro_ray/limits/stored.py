@@ -6,12 +6,14 @@ import builtins
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from micro_ray.config import Config
 from micro_ray.errors import BadRequest, MicroError, NotFound, TooLarge
 from micro_ray.limits import DEFAULT, Kind, Limit, Limits, Rule, Standing, Use
 from micro_ray.limits.ledger import Ledger
-from micro_ray.limits.rules import FIELDS, ROOT, check_limit, check_place, parse, path_of
+from micro_ray.limits.rules import FIELDS, ROOT, check_limit, check_place, parse, path_of, quota_of
 
 __all__ = ["StoredLimits", "standing"]
 
@@ -30,25 +32,30 @@ async def standing(config: Config, namespace: str) -> Standing:
             raise  # there is no config to ask
         return Standing(version=await config.version(namespace=namespace))
     try:
-        return Standing(rules=parse(found.data), version=found.version)
+        return _standing(found.data, found.version)
     except MicroError as error:
-        rules = await _last_good(config, found.version, namespace)
-        return Standing(rules=rules, version=found.version, problem=error.detail)
+        good = await _last_good(config, found.version, namespace)
+        return replace(good, version=found.version, problem=error.detail)
 
 
-async def _last_good(config: Config, version: int, namespace: str) -> tuple[Rule, ...]:
-    """The newest rules before a version that can be."""
+def _standing(document: Any, version: int) -> Standing:
+    """Raises what is wrong with it."""
+    return Standing(rules=parse(document), store=quota_of(document), version=version)
+
+
+async def _last_good(config: Config, version: int, namespace: str) -> Standing:
+    """What stood last before a version, of what can be."""
     for old in await config.history(ROOT, limit=TRIED, before=version, namespace=namespace):
         try:
             found = await config.read(ROOT, at=old.version, namespace=namespace)
-            return parse(found.data)
+            return _standing(found.data, old.version)
         except NotFound as error:
             if error.id != "config":
                 raise
-            return ()
+            break
         except (BadRequest, TooLarge) as error:
             log.debug("limits in version %d: %s", old.version, error)
-    return ()
+    return Standing()
 
 
 class StoredLimits(Limits):

@@ -73,6 +73,8 @@ def test_each_account_has_a_limit_of_its_own() -> None:
         ({"namespace": {"rate": float("nan")}}, "limits.namespace.rate is 'nan'"),
         ({"namespace": {"burst": 5}}, "limits.namespace.burst goes with a rate"),
         ({"namespace": {"rate": 1, "burst": 1.5}}, "limits.namespace.burst is '1.5'"),
+        ({"store": {"bytes": -5}}, "limits.store.bytes is '-5', not a whole number"),
+        ({"store": {"size": 5}}, "limits.store.size is none of bytes, records"),
         ({"services": {"rate": 5}}, "limits.services.rate belongs to one service"),
         ({"services": {"store": {"rate": 1, "deep": 4}}}, "limits.services.store.deep is '4'"),
         ({"routes": {"store": {"rate": 1}}}, "route 'store' is not like service.Handler.Method"),
