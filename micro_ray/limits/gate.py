@@ -292,7 +292,7 @@ class Gate:
             ask = gauge.ask(self._waiting.get(gauge, 0), now)
             if ask is not None:
                 said.append(ask)
-            elif gauge.due:
+            elif gauge.due(now):
                 self._due[gauge] = None
         return said
 

@@ -210,10 +210,9 @@ class Gauge:
         self._called = now + CALLED if grant.called else 0.0
         self._full = grant.full and not grant.called
 
-    @property
-    def due(self) -> float:
-        """When there is something to say again by itself: 0 for not before the next request."""
-        return 0.0 if not self.attempts else max(self._until, self._asked_at + PACE)
+    def due(self, now: float) -> bool:
+        """Whether there may soon be something to say by itself: it got less than is wanted."""
+        return self.attempts > 0 and now < self._until + PACE
 
     # -- without the limiter -----------------------------------------------------------------------
 
