@@ -9,7 +9,18 @@ import uvloop
 
 from bench.measure import machine
 
-NAMES = ("broker", "config", "events", "frames", "http", "profile", "routes", "startup", "store")
+NAMES = (
+    "broker",
+    "config",
+    "events",
+    "frames",
+    "http",
+    "limits",
+    "profile",
+    "routes",
+    "startup",
+    "store",
+)
 
 
 def main() -> None:

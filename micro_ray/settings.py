@@ -31,6 +31,7 @@ __all__ = [
     "Broker",
     "Config",
     "Events",
+    "Limits",
     "Network",
     "Pools",
     "Ray",
@@ -82,6 +83,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "config.max_keys": (1, 20_000),
     "config.max_depth": (1, 32),
     "config.history": (1, 100_000),
+    "limits.rate": (0, 1_000_000),
+    "limits.burst": (0, 10_000_000),
+    "limits.concurrency": (0, 1_000_000),
+    "limits.memory": (0.01, 1),
     "network.timeout": (0.001, 30 * 86_400),
     "network.dial_timeout": (0.001, 3_600),
     "network.retry_budget": (0, 10),
@@ -100,6 +105,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.broker": (1, 64),
     "pools.events": (1, 64),
     "pools.config": (1, 64),
+    "pools.limits": (1, 1),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
     "runtime.max_replicas": (1, 100_000),
@@ -249,6 +255,19 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a namespace may ask for that has set no limit of its own in config: ``rate`` in requests
+    per second, ``burst`` of them at once (0: a second's), ``concurrency`` under way (0: no limit).
+    A door that finds over ``memory`` of its machine's or its control group's memory in use refuses
+    requests with 503 until there is more (1: never)."""
+
+    rate: float = 0.0
+    burst: int = 0
+    concurrency: int = 0
+    memory: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
     ``retry_budget`` is the share of calls that may be tried again.
@@ -282,7 +301,8 @@ class Wire:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
     """How many actors each platform service has. A registry or a broker in memory is one process,
-    so that pool is one; everything else may be larger."""
+    so that pool is one, and so is that of the limits, which all doors borrow from; everything else
+    may be larger."""
 
     registry: int = 1
     router: int = 2
@@ -292,6 +312,7 @@ class Pools:
     events: int = 2
     config: int = 2
     auth: int = 1
+    limits: int = 1
     runtime: int = 1
 
 
@@ -344,6 +365,7 @@ class Settings:
     events: Events = Events()
     config: Config = Config()
     auth: Auth = Auth()
+    limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()
     pools: Pools = Pools()

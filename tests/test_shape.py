@@ -101,6 +101,13 @@ NOUNS = {
         cli="auth",
         suite="test_auth.py",
     ),
+    "limits": Noun(
+        interface="Limits",
+        backends=("stored",),
+        actor="LimitsActor",
+        cli="limits",
+        suite="limits",
+    ),
     "runtime": Noun(
         interface="Runtime",
         backends=("ray", "process"),

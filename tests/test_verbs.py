@@ -26,6 +26,7 @@ VERBS = {
     "events": "events.Events",
     "config": "config.Config",
     "auth": "auth.Auth",
+    "limits": "limits.Limits",
     "runtime": "runtime.Runtime",
 }
 
@@ -71,6 +72,7 @@ NOT_ON_HANDLE = {
     ("events", "close"): CLOSES,
     ("config", "close"): CLOSES,
     ("auth", "close"): CLOSES,
+    ("limits", "lend"): "lasts as long as the line of the door that borrows",
 }
 
 #: Verbs that have no endpoint, and why.

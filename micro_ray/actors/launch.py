@@ -22,6 +22,7 @@ from micro_ray.actors.auth import AuthActor
 from micro_ray.actors.broker import BrokerActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
+from micro_ray.actors.limits import LimitsActor
 from micro_ray.actors.member import Member
 from micro_ray.actors.network import NetworkActor
 from micro_ray.actors.placement import Machine, machine_of
@@ -48,6 +49,7 @@ MEMBERS: Mapping[str, type[Member]] = {
         EventsActor,
         ConfigActor,
         AuthActor,
+        LimitsActor,
         NetworkActor,
         RuntimeActor,
     )

@@ -8,9 +8,12 @@ from typing import Any
 from micro_ray.actors.backends import open_store
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
-from micro_ray.store import Blob, Change, Operation, Record
+from micro_ray.limits.gate import Gate
+from micro_ray.limits.quota_store import QuotaStore
+from micro_ray.store import Blob, Change, Operation, Record, Usage
 from micro_ray.wire import store as face
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.gate import Supply
 
 __all__ = ["StoreActor"]
 
@@ -21,7 +24,11 @@ class StoreActor(Member):
     service = "store"
 
     async def open(self) -> Endpoints:
-        self.backend = await self._stack.enter_async_context(open_store(self.settings))
+        store = await self._stack.enter_async_context(open_store(self.settings))
+        network, _ = await self.network()
+        gate = Gate(kinds=())
+        await self._stack.enter_async_context(Supply(gate, network, own=self.settings.namespace))
+        self.backend = await self._stack.enter_async_context(QuotaStore(store, gate))
         return face.endpoints(self.backend)
 
     async def read(self, key: str, **place: Any) -> Record:
@@ -47,6 +54,9 @@ class StoreActor(Member):
 
     async def tables(self, database: str = "micro", **options: Any) -> list[str]:
         return await self.backend.tables(database, **options)
+
+    async def usage(self, **options: Any) -> Usage:
+        return await self.backend.usage(**options)
 
     async def revision(self, **options: Any) -> int:
         return await self.backend.revision(**options)

@@ -21,6 +21,8 @@ from micro_ray.api.paths import Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.websocket import serve_websocket
 from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
+from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
+from micro_ray.limits.pressure import Pressure
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Api as ApiSettings
@@ -73,6 +75,8 @@ class Api:
         settings: ApiSettings,
         *,
         ready: Callable[[], bool],
+        gate: Gate | None = None,
+        pressure: Pressure | None = None,
         namespace: str = "micro",
         version: str = "0.1.0",
     ) -> None:
@@ -82,6 +86,8 @@ class Api:
         self.paths = Paths(table, namespace)
         self.metrics = Metrics()
         self.origins = Origins(settings.cors_origins)
+        self._gate = gate
+        self._pressure = pressure or Pressure(1.0)
         self._table = table
         self._ready = ready
         self._version = version
@@ -101,7 +107,7 @@ class Api:
         path, method = scope["path"], scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id, metadata = self.metadata(headers)
-        service, code, stream = "api", 200, False
+        service, code, stream, admission = "api", 200, False, FREE
         try:
             if path in RESERVED and method in ("GET", "HEAD", "OPTIONS"):
                 code = await self._own(path, method, headers, request_id, send)
@@ -113,6 +119,7 @@ class Api:
             service, stream = target.service, bool(target.stream)
             if service == "auth":
                 metadata |= _credentials(scope, headers)
+            admission = self.limited(target) or await self.obtain(target)
             self.metrics.in_flight += 1
             try:
                 if stream:
@@ -138,6 +145,7 @@ class Api:
             failure = InternalError("api", shown)
             await self.send_error(failure, scope, request_id, send, headers)
         finally:
+            admission.release()
             self.metrics.count(service, code, None if stream else time.perf_counter() - begun)
 
     async def _unary(
@@ -194,6 +202,10 @@ class Api:
         """The target of a request that may be served. Raises what says why not."""
         if self.metrics.in_flight >= self.settings.max_in_flight:
             raise Unavailable("api", "too many requests are under way here", 1.0)
+        if self._pressure.short:
+            raise Unavailable(
+                "api", f"{self._pressure.fraction:.0%} of the memory is in use here", 1.0
+            )
         if len(scope["headers"]) > MAX_HEADERS:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
@@ -204,6 +216,19 @@ class Api:
             if not reads:
                 self.origins.check(headers)
         return target
+
+    def limited(self, target: Target, account: str = "") -> Admission | None:
+        """What lets a call in, to be released when it is over; None: :meth:`obtain` it. Raises
+        TooManyRequests."""
+        if self._gate is None:
+            return FREE
+        return self._gate.admit(self.namespace, account, target.service, target.endpoint)
+
+    async def obtain(self, target: Target, account: str = "") -> Admission:
+        """As :meth:`limited`, after asking the limiter."""
+        if self._gate is None:
+            return FREE
+        return await self._gate.obtain(self.namespace, account, target.service, target.endpoint)
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what goes on to the service."""
@@ -219,6 +244,8 @@ class Api:
             else f"00-{fresh[32:64]}-{fresh[64:80]}-01",
             "micro-namespace": self.namespace,
         }
+        if self._gate is not None:
+            metadata[ADMITTED] = "1"
         for name, key in FORWARDED:
             value = headers.get(name)
             if value is not None:

@@ -49,6 +49,14 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
         api.metrics.count(service, error.code, None)
         return
     service = target.service
+    try:
+        admission = api.limited(target) or await api.obtain(target)
+    except MicroError as error:
+        await _refuse(api, error, scope, request_id, send, headers)
+        api.metrics.count(service, error.code, None)
+        return
+    if not target.stream:
+        admission.release()  # each frame is a request of its own
     api.metrics.in_flight += 1
     try:
         await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id)]})
@@ -67,6 +75,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
         shown = f"the door failed; its log has {request_id.decode()}"
         await _fail(send, InternalError("api", shown))
     finally:
+        admission.release()
         api.metrics.in_flight -= 1
         api.metrics.count(service, code, None)
 
@@ -123,15 +132,19 @@ class _Socket:
         longest = api.settings.timeout
         while True:
             body, content = build("POST", target, self._query, {}, await frames.get())
-            answer = await api.network.call(
-                target.service,
-                target.endpoint,
-                body,
-                namespace=api.namespace,
-                timeout=min(self._timeout or longest, longest),
-                content=content,
-                metadata=self._metadata,
-            )
+            admission = api.limited(target) or await api.obtain(target)
+            try:
+                answer = await api.network.call(
+                    target.service,
+                    target.endpoint,
+                    body,
+                    namespace=api.namespace,
+                    timeout=min(self._timeout or longest, longest),
+                    content=content,
+                    metadata=self._metadata,
+                )
+            finally:
+                admission.release()
             await self._answer(answer)
 
     async def stream(self) -> None:

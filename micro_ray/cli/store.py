@@ -1,4 +1,5 @@
-"""store: read, query, write, list, delete, transact, revision, watch, databases, tables, blob."""
+"""store: read, query, write, list, delete, transact, revision, watch, databases, tables, usage,
+blob."""
 
 from __future__ import annotations
 
@@ -265,6 +266,21 @@ def databases(session: Session) -> None:
 def tables(session: Session, database: str) -> None:
     """Print the tables of a database."""
     _names(session, session.call("store", "Store.Tables", {"database": database})["tables"])
+
+
+@store.command()
+@output()
+@click.pass_obj
+def usage(session: Session) -> None:
+    """Print what the namespace keeps, counted now."""
+    found = session.call("store", "Store.Usage")
+    if session.output == "json":
+        as_json(found)
+    else:
+        columns(
+            ("RECORDS", "BYTES", "BLOBS", "BYTES OF BLOBS"),
+            [(found["records"], found["bytes"], found["blobs"], found["blob_bytes"])],
+        )
 
 
 def _names(session: Session, found: list[str]) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -59,7 +59,8 @@ class Service:
     ``name`` is of lower-case letters, digits, dashes and dots. The function ``call`` is served as
     ``Helloworld.Call``; see :mod:`micro_ray.wire.endpoints` for what signatures may be.
     ``client`` calls other services, with the deadline and trace of the call being served.
-    ``events`` publishes and handles events: ``@service.events.on("orders")``.
+    ``events`` publishes and handles events: ``@service.events.on("orders")``. A ``limited`` service
+    keeps its limits (docs/limits.md) also for callers that do not come through a door.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Service:
         *,
         metadata: Mapping[str, str] | None = None,
         description: str = "",
+        limited: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name) or len(name) > 63:
             raise BadRequest(
@@ -83,6 +85,7 @@ class Service:
         self.logger = logging.getLogger(name)
         self.events = ServiceEvents(name, lambda: self.client)
         self._endpoints = Endpoints(name)
+        self._limited = limited
         self._on_start: list[Hook] = []
         self._on_stop: list[Hook] = []
         self._life: _Life | None = None
@@ -245,6 +248,8 @@ class Service:
             await hook()
         for hook in self._on_stop:
             life.stack.push_async_callback(hook)
+        if self._limited:
+            await life.stack.enter_async_context(self._limits(life.client, boot.namespace))
         version = boot.version if boot.version not in ("", LATEST) else self.version
         life.host = await life.stack.enter_async_context(
             Host(
@@ -272,6 +277,20 @@ class Service:
                 "start the platform with `micro server`",
             ) from None
         await life.stack.enter_async_context(self.events.running())
+
+    @contextlib.asynccontextmanager
+    async def _limits(self, client: AsyncClient, namespace: str) -> AsyncIterator[None]:
+        """Keep the limits of this service and its routes for callers that come through no door."""
+        from micro_ray.limits import Kind
+        from micro_ray.limits.gate import Gate
+        from micro_ray.wire.gate import Supply
+
+        gate = self._endpoints.gate = Gate(kinds=(Kind.SERVICE, Kind.ROUTE))
+        try:
+            async with Supply(gate, client, own=namespace):
+                yield
+        finally:
+            self._endpoints.gate = None
 
     async def stop(self) -> None:
         """Leave the registry, finish the calls in flight, run the stop hooks; a start that is under

@@ -30,6 +30,8 @@ from micro_ray.broker.memory import MemoryBroker
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import Unavailable
 from micro_ray.events.sqlite import SqliteEvents
+from micro_ray.limits.ledger import Ledger
+from micro_ray.limits.stored import StoredLimits
 from micro_ray.network.network import Network
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router.derive import Router
@@ -42,6 +44,7 @@ from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
 from micro_ray.wire import config as config_face
 from micro_ray.wire import events as events_face
+from micro_ray.wire import limits as limits_face
 from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
@@ -68,7 +71,15 @@ class Here:
         self.broker = MemoryBroker()
         self.registry = MemoryRegistry()
         self.config = StoredConfig(self.store, KeyFile(bootstrap.run / "config.keys"))
+        self.lender = limits_face.Lender(Ledger())
+        self.limits = StoredLimits(self.config, self.lender.ledger)
+        #: The platform's own services; one that is closed is away from then on.
+        self.hosts: dict[str, Host] = {}
         self._stack = stack
+
+    async def keep(self, name: str, endpoints: Endpoints) -> None:
+        """Serve one of the platform's own services."""
+        self.hosts[name] = await self.host(name, endpoints, socket_name=f"{name}-0", drain=0.0)
 
     async def host(self, service: str, endpoints: Endpoints, **options: Any) -> Host:
         """Serve endpoints without a Service."""
@@ -138,7 +149,7 @@ async def platform() -> AsyncIterator[Here]:
             here = Here(boot, stack)
             stack.push_async_callback(here.registry.close)
             face = registry_face.endpoints(here.registry)
-            hosts = [await here.host("registry", face, socket_name="registry-0", drain=0.0)]
+            await here.keep("registry", face)
             remote = RemoteRegistry(WireDialer(), boot.registry)
             stack.push_async_callback(remote.close)
             router = await stack.enter_async_context(Router(remote))
@@ -151,15 +162,25 @@ async def platform() -> AsyncIterator[Here]:
                 ("broker", broker_face.endpoints(here.broker)),
                 ("events", events_face.endpoints(events)),
                 ("config", config_face.endpoints(here.config)),
+                ("limits", limits_face.endpoints(here.limits, here.lender)),
             ):
-                hosts.append(await here.host(name, table, socket_name=f"{name}-0", drain=0.0))
+                await here.keep(name, table)
             await stack.enter_async_context(here.client)
             table = network_face.endpoints(await here.network())
-            hosts.append(await here.host("network", table, socket_name="network-0", drain=0.0))
-            for name in ("registry", "router", "store", "broker", "events", "config", "network"):
+            await here.keep("network", table)
+            for name in (
+                "registry",
+                "router",
+                "store",
+                "broker",
+                "events",
+                "config",
+                "limits",
+                "network",
+            ):
                 await here.known(name)
             # Once all services have left, nobody is to be told that these go: all at once.
-            stack.push_async_callback(_close, hosts)
+            stack.push_async_callback(_close, list(here.hosts.values()))
             yield here
 
 

@@ -18,11 +18,15 @@ from ray import serve
 from micro_ray.actors.member import limits_of
 from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
+from micro_ray.limits import Limit
+from micro_ray.limits.gate import Gate
+from micro_ray.limits.pressure import Pressure
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.serve.listener import Listener, drain_of
 from micro_ray.settings import Settings, bootstrap
 from micro_ray.wire.client import WireDialer
+from micro_ray.wire.gate import Supply
 from micro_ray.wire.router import Follower
 
 __all__ = ["NAME", "application"]
@@ -52,11 +56,14 @@ class ApiDoor:
         follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
         network = Network(table, dialer, host=boot.host, settings=boot.network)
         self._stack.push_async_callback(network.close)
+        gate = await self._gate(settings, network)
         self.api = Api(
             network,
             table,
             settings.api,
             ready=follower.ready.is_set,
+            gate=gate,
+            pressure=Pressure(settings.limits.memory),
             namespace=settings.namespace,
         )
         with contextlib.suppress(TimeoutError):  # then it listens, and says 503 until one comes
@@ -66,6 +73,14 @@ class ApiDoor:
         await self._listener.start()
         drain, _ = drain_of(settings.runtime.drain_timeout)
         self._stack.push_async_callback(self._listener.stop, drain)
+
+    async def _gate(self, settings: Settings, network: Network) -> Gate:
+        """What lets requests in, supplied as long as this door lives."""
+        given = settings.limits
+        default = Limit(rate=given.rate, burst=given.burst, concurrency=given.concurrency)
+        gate = Gate(default=default, doors=settings.api.replicas)
+        await self._stack.enter_async_context(Supply(gate, network, own=settings.namespace))
+        return gate
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose listener is gone."""

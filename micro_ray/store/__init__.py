@@ -25,6 +25,7 @@ __all__ = [
     "Put",
     "Record",
     "Store",
+    "Usage",
 ]
 
 DEFAULT = "micro"
@@ -116,6 +117,17 @@ class Blob:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a namespace keeps. ``bytes`` are those of keys and values, without what the backend
+    keeps beside; what has expired may be counted until it is removed."""
+
+    records: int = 0
+    bytes: int = 0
+    blobs: int = 0
+    blob_bytes: int = 0
+
+
 class Store(abc.ABC):
     """The interface; an ``async with`` that opens and closes it.
 
@@ -193,6 +205,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
         """Names of the tables that have had a record, sorted."""
+
+    @abc.abstractmethod
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        """What the namespace keeps, counted now: it takes time with what there is."""
 
     @abc.abstractmethod
     async def revision(self, *, namespace: str = DEFAULT) -> int:

@@ -22,6 +22,7 @@ from micro_ray.store import (
     Put,
     Record,
     Store,
+    Usage,
     checks,
 )
 from micro_ray.store import Check as CheckOperation
@@ -232,6 +233,15 @@ class MemoryStore(Store):
     async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
         space = self._space(namespace, ("database", database))
         return sorted(t for db, t in space.tables if db == database)
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        space = self._space(namespace)
+        return Usage(
+            records=len(space.records),
+            bytes=sum(len(r.key.encode()) + len(r.value) for r, _ in space.records.values()),
+            blobs=len(space.blobs),
+            blob_bytes=sum(map(len, space.blobs.values())),
+        )
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
         return self._space(namespace).revision

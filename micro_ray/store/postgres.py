@@ -32,6 +32,7 @@ from micro_ray.store import (
     Operation,
     Record,
     Store,
+    Usage,
     checks,
 )
 from micro_ray.store.postgres_blobs import Blobs
@@ -271,6 +272,26 @@ class PostgresStore(Store):
         self._check(namespace, database)
         sql = "SELECT tbl FROM micro_store_tables WHERE namespace = %(ns)s AND db = %(db)s"
         return sorted(row[0] for row in await self._rows(sql, {"ns": namespace, "db": database}))
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        self._check(namespace)
+        given = {"ns": namespace}
+        records = await self._rows(
+            "SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0)"
+            " FROM micro_store_records WHERE namespace = %(ns)s",
+            given,
+        )
+        blobs = await self._rows(
+            "SELECT count(*), coalesce(sum(size), 0) FROM micro_store_blobs"
+            " WHERE namespace = %(ns)s",
+            given,
+        )
+        return Usage(
+            records=int(records[0][0]),
+            bytes=int(records[0][1]),
+            blobs=int(blobs[0][0]),
+            blob_bytes=int(blobs[0][1]),
+        )
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
         self._check(namespace)

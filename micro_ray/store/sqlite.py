@@ -33,6 +33,7 @@ from micro_ray.store import (
     Operation,
     Record,
     Store,
+    Usage,
     checks,
 )
 from micro_ray.store.sqlite_file import File
@@ -211,6 +212,10 @@ class SqliteStore(Store):
         if file is None:
             return []
         return await file.names("SELECT tbl FROM tables WHERE db = ? ORDER BY tbl", database)
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        file = await self._existing(namespace)
+        return Usage() if file is None else await file.usage()
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
         file = await self._existing(namespace)

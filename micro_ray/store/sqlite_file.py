@@ -11,7 +11,7 @@ from typing import Any
 
 from micro_ray.errors import Conflict, MicroError
 from micro_ray.sqlite import Database
-from micro_ray.store import Blob, Operation, Put, checks
+from micro_ray.store import Blob, Operation, Put, Usage, checks
 from micro_ray.store.prefix import after
 from micro_ray.store.sqlite_rows import COLUMNS, SCHEMA, Row, apply, delete, row_of
 
@@ -163,6 +163,19 @@ class File(Database):
     async def names(self, sql: str, *values: str) -> list[str]:
         rows = await self.read_with(lambda c: c.execute(sql, values).fetchall())
         return [row[0] for row in rows]
+
+    async def usage(self) -> Usage:
+        def job(connection: sqlite3.Connection) -> Usage:
+            records = connection.execute(
+                "SELECT count(*), coalesce(sum(length(CAST(key AS BLOB)) + length(value)), 0)"
+                " FROM records"
+            ).fetchone()
+            blobs = connection.execute(
+                "SELECT count(*), coalesce(sum(size), 0) FROM blobs"
+            ).fetchone()
+            return Usage(records=records[0], bytes=records[1], blobs=blobs[0], blob_bytes=blobs[1])
+
+        return await self.read_with(job)
 
     async def revision(self) -> int:
         row = await self.glance(lambda c: c.execute("SELECT revision FROM counter").fetchone())

@@ -38,7 +38,7 @@ _DEPTH = 64
 
 
 def _by(claimed: str) -> str:
-    """Who does it: the calling service, or whoever the caller says (accounts are not asked for yet)."""
+    """Who does it: the calling service, or whoever the caller says (accounts come later)."""
     return current().caller or claimed
 
 

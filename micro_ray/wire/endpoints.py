@@ -42,6 +42,7 @@ import msgspec
 from micro_ray.context import CURRENT, Context
 from micro_ray.errors import BadRequest, MicroError, NotFound, Unavailable
 from micro_ray.finding import Finding, Findings
+from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
 from micro_ray.network import Refused
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.wire.schema import Codec, codec, kind_of_fields
@@ -97,6 +98,8 @@ class Endpoints:
         self.service = service
         self.published: tuple[Endpoint, ...] = ()
         self.in_flight = 0
+        #: What lets calls in that no door has let in; None: nothing limits them.
+        self.gate: Gate | None = None
         self._max = max_in_flight
         self._serve: dict[str, Serve] = {}
         self._checks: list[Check] = []
@@ -168,9 +171,13 @@ class Endpoints:
         serve = self._serve.get(head.endpoint) or self._find(head.endpoint)
         if self.in_flight >= self._max:
             raise Refused(self.service, f"{self._max} calls are being served here", 0.1)
+        metadata = head.metadata
+        admission: Admission = FREE
+        if self.gate is not None and ADMITTED not in metadata:
+            where = (metadata.get("micro-namespace", "micro"), "", self.service, head.endpoint)
+            admission = self.gate.admit(*where) or await self.gate.obtain(*where)
         self.in_flight += 1
         self._requests += 1
-        metadata = head.metadata
         token = CURRENT.set(
             Context(
                 namespace=metadata.get("micro-namespace", "micro"),
@@ -198,6 +205,7 @@ class Endpoints:
             raise
         finally:
             self.in_flight -= 1
+            admission.release()
             CURRENT.reset(token)
 
     def _find(self, name: str) -> Serve:

@@ -9,7 +9,7 @@ import msgspec
 
 from micro_ray.context import current
 from micro_ray.errors import BadGateway, BadRequest
-from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store
+from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller, from_json, to_json
@@ -170,6 +170,10 @@ class _Face:
         """The tables of a database."""
         return {"tables": await self._store.tables(database, namespace=current().namespace)}
 
+    async def usage(self) -> Usage:
+        """What the namespace keeps, counted now."""
+        return await self._store.usage(namespace=current().namespace)
+
     async def revision(self) -> dict[str, Any]:
         """The newest version given."""
         return {"revision": await self._store.revision(namespace=current().namespace)}
@@ -221,7 +225,7 @@ def endpoints(store: Store) -> Endpoints:
     face, table = _Face(store), Endpoints(NAME)
     for name in (
         "read", "query", "write", "delete", "list", "transaction", "databases", "tables",
-        "revision", "watch",
+        "usage", "revision", "watch",
     ):  # fmt: skip
         table.add(f"Store.{name.title()}", getattr(face, name))
     table.add("BlobStore.Read", face.read_blob)
@@ -348,6 +352,9 @@ class RemoteStore(Store):
         request = {"database": self._place(database, DEFAULT)["database"]}
         body = await self._call("Store.Tables", request, namespace, safe=True)
         return from_json(body, dict[str, list[str]], NAME)["tables"]
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        return from_json(await self._call("Store.Usage", {}, namespace, safe=True), Usage, NAME)
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
         body = await self._call("Store.Revision", {}, namespace, safe=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from micro_ray.store import (
     Put,
     Record,
     Store,
+    Usage,
 )
 from tests.fixtures.stores import Clock
 
@@ -77,6 +79,24 @@ async def test_what_is_not_there_is_not_found(store: Store) -> None:
     assert await store.delete_blob("k", namespace="none") is False
     with pytest.raises(NotFound, match="'k'"):
         await anext(store.read_blob("k", namespace="none"))
+
+
+async def test_usage_counts_what_is_kept(store: Store) -> None:
+    assert await store.usage(namespace="none") == Usage()
+    await store.write("kä", b"12345")
+    await store.write("k", b"x" * 100_000, table="other")
+    await store.write("k", b"1", database="another")
+    await store.write("k", b"1", namespace="another")
+    await store.write("kä", b"123")
+    await store.write("gone", b"1")
+    await store.delete("gone")
+    await store.write_blob("blob", _pieces(b"x" * 1000, b"y"))
+    assert await store.usage() == Usage(records=3, bytes=6 + 100_001 + 2, blobs=1, blob_bytes=1001)
+
+
+async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 async def test_delete(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any
 
-from micro_ray.store import Blob, Change, Operation, Record, Store
+from micro_ray.store import Blob, Change, Operation, Record, Store, Usage
 from tests.faces.handle import Handle
 from tests.faces.rows import Rows
 
@@ -80,6 +80,9 @@ class HandleStore(Store):
 
     async def tables(self, database: str = "micro", *, namespace: str = "micro") -> list[str]:
         return await self._call("tables", database, namespace=namespace)
+
+    async def usage(self, *, namespace: str = "micro") -> Usage:
+        return await self._call("usage", namespace=namespace)
 
     async def revision(self, *, namespace: str = "micro") -> int:
         return await self._call("revision", namespace=namespace)

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from micro_ray.store import Action, Blob, Change, Operation, Put, Record, Store
+from micro_ray.store import Action, Blob, Change, Operation, Put, Record, Store, Usage
 from micro_ray.wire.store_records import WireRecord, from_wire, to_text
 from tests.faces.rows import Rows, lacks
 from tests.faces.terminal import Shell
@@ -103,6 +103,9 @@ class TerminalStore(Store):
 
     async def tables(self, database: str = "micro", *, namespace: str = "micro") -> list[str]:
         return await self._run("tables", namespace=namespace, database=database)
+
+    async def usage(self, *, namespace: str = "micro") -> Usage:
+        return Usage(**await self._run("usage", namespace=namespace))
 
     async def revision(self, *, namespace: str = "micro") -> int:
         return await self._run("revision", namespace=namespace)

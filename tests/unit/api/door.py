@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 
 from micro_ray.api.app import Api
+from micro_ray.limits.gate import Gate
+from micro_ray.limits.pressure import Pressure
 from micro_ray.network.network import Network
 from micro_ray.serve.listener import Listener
 from micro_ray.settings import Api as ApiSettings
@@ -128,10 +130,23 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(network: Network, **settings: Any) -> AsyncIterator[Door]:
+async def open_door(
+    network: Network,
+    *,
+    gate: Gate | None = None,
+    pressure: Pressure | None = None,
+    **settings: Any,
+) -> AsyncIterator[Door]:
     """A door whose calls go by ``network``; ``settings`` differ from the defaults."""
     chosen = ApiSettings(host="127.0.0.1", **settings)
-    api = Api(network, network.table, chosen, ready=lambda: bool(network.table.version))
+    api = Api(
+        network,
+        network.table,
+        chosen,
+        ready=lambda: bool(network.table.version),
+        gate=gate,
+        pressure=pressure,
+    )
     listener = Listener(api, chosen.host, 0, chosen)
     await listener.start()
     client = httpx.AsyncClient(base_url=f"http://{chosen.host}:{listener.bound}", timeout=20)

@@ -62,6 +62,7 @@ async def test_commands_and_services(terminal: Terminal) -> None:
                 "revision",
                 "tables",
                 "transact",
+                "usage",
                 "watch",
                 "write",
             ],

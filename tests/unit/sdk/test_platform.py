@@ -46,7 +46,7 @@ async def test_it_is_whole(here: Here) -> None:
     """The platform's services are called as any other: over frames, by name."""
     call = here.client.call
     assert set(await here.client.services()) == {
-        "broker", "config", "events", "network", "registry", "router", "store",
+        "broker", "config", "events", "limits", "network", "registry", "router", "store",
     }  # fmt: skip
     await call("store", "Store.Write", {"key": "a", "value": "b"})
     assert (await call("store", "Store.List"))["keys"] == ["a"]
