@@ -116,7 +116,7 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, ssl.SSLError) and not self.refusal:
             self.refusal = f"no connection to {self.address}: {said(exc)}"
-        elif not self.has_greeted and not self.refusal:
+        elif not (self.has_greeted or self.refusal) and self.address.startswith("tcp:"):
             # Loops close without TLS's own word when they refuse, so this is all there is to know.
             proved = self._transport is not None and self._transport.get_extra_info("ssl_object")
             why = "our certificate is not accepted" if proved else "it wants TLS and an identity"

@@ -48,9 +48,9 @@ async def who(incoming: Incoming) -> None:
 
 @asynccontextmanager
 async def serving(
-    identity: Secured | None, limits: Limits | None = None, **options: int
+    identity: Secured | None, limits: Limits | None = None
 ) -> AsyncIterator[tuple[Server, str]]:
-    async with Server(who, identity=identity, limits=limits, **options) as server:
+    async with Server(who, identity=identity, limits=limits) as server:
         yield server, await server.listen(TCP)
 
 
