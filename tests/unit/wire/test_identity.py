@@ -17,10 +17,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from micro_ray.certs import Credential
+from micro_ray.errors import Unavailable
 from micro_ray.network import Call, Refused
+from micro_ray.network.network import Network
+from micro_ray.router import Delta, Route
+from micro_ray.router.table import Table
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
+from micro_ray.wire.remote import Direct
 from micro_ray.wire.server import Incoming, Server
 from tests.fixtures.identities import Town
 from tests.fixtures.wait import eventually
@@ -145,6 +150,30 @@ async def test_who_answers_for_another(town: Town) -> None:
         await eventually(lambda: not server.connections)
     async with serving(await town.secured("store", namespace="evil")) as (_, address):
         assert "store of evil is at" in await refused(address, await town.secured("api"))
+
+
+async def test_the_ways_to_a_node_say_whom_they_mean(town: Town) -> None:
+    """By a route, and by a well-known address: who is another is not called."""
+    dialer = WireDialer(identity=await town.secured("api"))
+    async with serving(await town.secured("orders")) as (_, address):
+        table = Table()
+        routes = tuple(
+            Route(id=f"{name}-1", namespace="micro", service=name, addresses=(address,))
+            for name in ("store", "orders")
+        )
+        table.apply(Delta(epoch="e", revision=1, full=True, entries=(), routes=routes))
+        network = Network(table, dialer)
+        try:
+            with pytest.raises(Unavailable, match=r"orders of micro is at .* not store of micro"):
+                await network.call("store", "Store.Who", b"?")
+            answer = await network.call("orders", "Orders.Who", b"?")
+            assert answer == b"spiffe://micro/micro/api/api-1"
+        finally:
+            await network.close()
+        direct = Direct(dialer, [address], "registry")
+        with pytest.raises(Refused, match=r"orders of micro is at .* not registry"):
+            await direct.peer()
+        await direct.close()
 
 
 async def for_calling_only(town: Town) -> Credential:
