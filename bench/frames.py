@@ -9,10 +9,14 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.measure import calls, interleave, table
 from bench.stack import ROOT
+
+if TYPE_CHECKING:
+    from micro_ray.wire.identity import Secured
 
 __all__ = ["run"]
 
@@ -43,6 +47,21 @@ async def _frames(folder: str) -> AsyncIterator[Echo]:
 
     async with _echo_server("frames", folder) as path:
         peer = await WireDialer().dial(f"unix:{path}", timeout=5)
+        head = Call(service="echo", endpoint="Echo.Call", timeout=30.0)
+        yield lambda body: peer.call(head, body)
+        await peer.close()
+
+
+@asynccontextmanager
+async def _tcp(folder: str, identity: Secured | None) -> AsyncIterator[Echo]:
+    """Frames over TCP of loopback; with an identity, TLS by which both prove who they are."""
+    from micro_ray.network import Call
+    from micro_ray.wire.client import WireDialer
+
+    kind = "frames-tcp" if identity is None else "frames-tls"
+    async with _echo_server(kind, folder) as path:
+        address = await asyncio.to_thread(Path(f"{path}.address").read_text)
+        peer = await WireDialer(identity=identity).dial(address, timeout=5)
         head = Call(service="echo", endpoint="Echo.Call", timeout=30.0)
         yield lambda body: peer.call(head, body)
         await peer.close()
@@ -95,7 +114,7 @@ async def _ray(folder: str) -> AsyncIterator[Echo]:
 async def run(*, quick: bool) -> str:
     """1 and 32 calls in flight, 100 bytes and 10 KB."""
     seconds, rounds = (0.5, 1) if quick else (2.0, 5)
-    parts = []
+    parts = await _with_identity(seconds, rounds)
     with tempfile.TemporaryDirectory(prefix="mb-") as folder:
         async with _frames(folder) as ours, _grpc(folder) as grpc, _ray(folder) as actor:
             echoes = {"frames": ours, "grpc.aio": grpc, "Ray actor call": actor}
@@ -110,3 +129,29 @@ async def run(*, quick: bool) -> str:
                     title = f"Echo of {size} bytes, {in_flight} in flight"
                     parts.append(table(title, figures, "frames"))
     return "\n\n".join(parts)
+
+
+async def _with_identity(seconds: float, rounds: int) -> list[str]:
+    """What identities cost on TCP."""
+    from bench.echo import identity
+
+    parts = []
+    with tempfile.TemporaryDirectory(prefix="mb-") as folder:
+        mine = await identity(folder, "bench")
+        async with (
+            _frames(folder) as unix,
+            _tcp(folder, None) as plain,
+            _tcp(folder, mine) as secured,
+        ):
+            echoes = {"TCP": plain, "TCP with TLS": secured, "Unix socket": unix}
+            for in_flight in (1, 32):
+                for size in (100, 10_000):
+                    body = os.urandom(size)
+                    contenders = {
+                        name: lambda e=echo, b=body, n=in_flight: calls(e, b, b, n, seconds)
+                        for name, echo in echoes.items()
+                    }
+                    figures = await interleave(contenders, rounds=rounds)
+                    title = f"Frames, echo of {size} bytes, {in_flight} in flight"
+                    parts.append(table(title, figures, "TCP"))
+    return parts

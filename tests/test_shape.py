@@ -115,6 +115,14 @@ NOUNS = {
         cli="runtime",
         suite="runtime",
     ),
+    "certs": Noun(
+        interface="Authority",
+        backends=("local",),
+        actor=Without("identities are not handed out by the platform yet: see docs/identity.md"),
+        face=Without("the same"),
+        cli=Without("the same"),
+        suite="certs",
+    ),
     "api": Noun(
         interface=Without("its verbs are those of HTTP: it is an ASGI application"),
         backends=("app",),

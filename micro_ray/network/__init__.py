@@ -109,6 +109,9 @@ class Dialer(abc.ABC):
     """Makes connections."""
 
     @abc.abstractmethod
-    async def dial(self, address: str, *, timeout: float) -> Peer:
-        """Connect and shake hands. Raises Refused when that fails or takes longer than ``timeout``
-        seconds, BadRequest for an address it cannot read."""
+    async def dial(
+        self, address: str, *, timeout: float, service: str = "", namespace: str = ""
+    ) -> Peer:
+        """Connect and shake hands. Where nodes prove who they are, the one at the other end must be
+        of the ``service`` and ``namespace`` ("": any). Raises Refused when that fails or takes
+        longer than ``timeout`` seconds, BadRequest for an address it cannot read."""

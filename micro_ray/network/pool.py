@@ -152,7 +152,9 @@ class Pool:
             if left <= 0:
                 break
             try:
-                peer = await self._dialer.dial(address, timeout=left)
+                peer = await self._dialer.dial(
+                    address, timeout=left, service=route.service, namespace=route.namespace
+                )
             except Exception as error:  # whatever it is, this address does not lead to the node
                 why = error
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 
 from micro_ray.errors import (
@@ -18,6 +19,7 @@ from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Strea
 from micro_ray.wire.address import parse
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
+from micro_ray.wire.identity import PeerCertificate, Secured, said, verified
 from micro_ray.wire.protocol import (
     BARE,
     CONTENT,
@@ -96,6 +98,30 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
         self.next = 1
         self.flushed = 0
         self.refusal: str = ""
+        self._leaver: asyncio.TimerHandle | None = None
+
+    def secured(self, peer: PeerCertificate) -> None:
+        """No new call once the node's certificate has ended; with a new one it is dialled again.
+        What is under way has one lifetime more."""
+        self._leaver = self.loop.call_later(peer.left, self._expire, peer.life)
+
+    def _expire(self, life: float) -> None:
+        self._leaver = self.loop.call_later(life, self._overdue)
+        self.going = True
+        self._leave_if_idle()
+
+    def _overdue(self) -> None:
+        self.abort(ProtocolError("the node's certificate has ended long ago"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError) and not self.refusal:
+            self.refusal = f"no connection to {self.address}: {said(exc)}"
+        elif not (self.has_greeted or self.refusal) and self.address.startswith("tcp:"):
+            # Loops close without TLS's own word when they refuse, so this is all there is to know.
+            proved = self._transport is not None and self._transport.get_extra_info("ssl_object")
+            why = "our certificate is not accepted" if proved else "it wants TLS and an identity"
+            self.refusal = f"{self.address} closed before its HELLO: it is going away, or {why}"
+        super().connection_lost(exc)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -287,6 +313,8 @@ class ClientConnection(Connection["_Unary | _Outgoing"]):
 
     def on_lost(self) -> None:
         self.going = True
+        if self._leaver is not None:
+            self._leaver.cancel()
         why = self.refusal or f"the connection to {self.address} broke"
         for stream in list(self.streams):
             item = self._take(stream)
@@ -415,12 +443,16 @@ def _head(call: Call) -> tuple[Head, float | None]:
 
 
 class WireDialer(Dialer):
-    """Dials ``unix:`` and ``tcp:`` addresses."""
+    """Dials ``unix:`` and ``tcp:`` addresses; the latter by TLS when it has an identity, and then
+    only nodes that prove theirs."""
 
-    def __init__(self, *, limits: Limits | None = None) -> None:
+    def __init__(self, *, limits: Limits | None = None, identity: Secured | None = None) -> None:
         self._limits = limits or Limits()
+        self._identity = identity
 
-    async def dial(self, address: str, *, timeout: float = 5.0) -> Peer:
+    async def dial(
+        self, address: str, *, timeout: float = 5.0, service: str = "", namespace: str = ""
+    ) -> Peer:
         where = parse(address)
         loop = asyncio.get_running_loop()
         connection = None
@@ -434,14 +466,25 @@ class WireDialer(Dialer):
             async with asyncio.timeout(timeout):
                 if where.path:
                     await loop.create_unix_connection(make, where.path)
-                else:
+                elif self._identity is None:
                     await loop.create_connection(make, where.host, where.port)
+                else:
+                    transport, made = await loop.create_connection(
+                        make,
+                        where.host,
+                        where.port,
+                        ssl=self._identity.client,
+                        server_hostname="",
+                        ssl_handshake_timeout=max(timeout, 0.001),
+                        ssl_shutdown_timeout=1.0,
+                    )
+                    made.secured(verified(transport, address, service, namespace))
                 assert connection is not None
                 await connection.ready
         except (OSError, TimeoutError) as error:
             if connection is not None:
                 connection.kill()
-            why = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error
+            why = f"no answer within {timeout:g} s" if type(error) is TimeoutError else said(error)
             raise Refused("wire", f"cannot reach {address}: {why}") from None
         except BaseException:
             if connection is not None:

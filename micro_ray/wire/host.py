@@ -14,6 +14,7 @@ from micro_ray.settings import LOOPBACK
 from micro_ray.wire.address import Address
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.registry import Attachment
 from micro_ray.wire.server import Server
@@ -54,6 +55,7 @@ class Host:
         ttl: float = DEFAULT_TTL,
         drain: float = 30.0,
         limits: Limits | None = None,
+        identity: Secured | None = None,
     ) -> None:
         self.node_id = node_id or f"{service}-{os.urandom(8).hex()}"
         self.addresses: tuple[str, ...] = ()
@@ -71,7 +73,8 @@ class Host:
         self._ttl = ttl
         self._drain = drain
         self._limits = limits
-        self._server = Server(endpoints.handler, limits=limits, name=service)
+        self._server = Server(endpoints.handler, limits=limits, name=service, identity=identity)
+        self._identity = identity
         self._attachment: Attachment | None = None
 
     async def __aenter__(self) -> Host:
@@ -81,7 +84,10 @@ class Host:
                 addresses.append(await self._listen(self._tcp))
             self.addresses = tuple(addresses)
             self._attachment = Attachment(
-                WireDialer(limits=self._limits), self._registry, self.instance, self._ttl
+                WireDialer(limits=self._limits, identity=self._identity),
+                self._registry,
+                self.instance,
+                self._ttl,
             )
             await self._attachment.__aenter__()
         except BaseException:

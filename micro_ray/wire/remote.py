@@ -81,7 +81,9 @@ class Direct:
             error: MicroError | None = None
             for address in self._addresses:
                 try:
-                    self._peer = await self._dialer.dial(address, timeout=2.0)
+                    self._peer = await self._dialer.dial(
+                        address, timeout=2.0, service=self._service
+                    )
                 except Unavailable as raised:
                     error = raised
                 else:

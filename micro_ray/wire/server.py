@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import logging
 import os
-import socket
-import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from micro_ray.certs import Identity
 from micro_ray.errors import (
     Cancelled,
-    Conflict,
     InternalError,
     MicroError,
     Timeout,
-    Unavailable,
 )
 from micro_ray.network import Call, Refused
 from micro_ray.wire.address import Address, parse
+from micro_ray.wire.binding import BACKLOG, bind_tcp, bind_unix
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
+from micro_ray.wire.entrance import Entrance
+from micro_ray.wire.identity import PeerCertificate, Secured, peer_certificate
 from micro_ray.wire.protocol import (
     BARE,
     END,
@@ -43,8 +43,7 @@ __all__ = ["Handler", "Incoming", "Server"]
 
 log = logging.getLogger(__name__)
 
-#: Connections waiting to be accepted, and connections open at once.
-BACKLOG = 1024
+#: Connections open at once.
 MAX_CONNECTIONS = 10_000
 #: Seconds that a closing server waits for handlers that were cancelled, and for its connections.
 CLOSING = 3.0
@@ -87,6 +86,11 @@ class Incoming(Channel):
         """The address of the caller, "" over a Unix socket."""
         return self.connection.peer_name
 
+    @property
+    def peer_identity(self) -> Identity | None:
+        """Who the caller has proved to be; None over a Unix socket and without TLS."""
+        return self.connection.peer_identity
+
     async def reply(self, message: bytes) -> None:
         """Send the only, or last, message and end the answer."""
         await self._send(message, END)
@@ -102,12 +106,33 @@ class ServerConnection(Connection[Incoming]):
         self.last = 0
         self.draining = False
         self.peer_name = ""
+        self.peer_identity: Identity | None = None
+        self._leaver: asyncio.TimerHandle | None = None
+
+    def _secure(self, peer: PeerCertificate) -> None:
+        """A peer is asked to go when its certificate ends (with a new one it may come again), and
+        cut off one lifetime later."""
+        self.peer_identity = peer.identity
+        self._leaver = self.loop.call_later(peer.left, self._expire, peer.life)
+
+    def _expire(self, life: float) -> None:
+        self.goaway()
+        self._leaver = self.loop.call_later(life, self._overdue)
+
+    def _overdue(self) -> None:
+        self.abort(ProtocolError("the caller's certificate has ended long ago"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple) and name:
             self.peer_name = str(Address(host=name[0], port=name[1]))
+        if transport.get_extra_info("ssl_object") is not None:
+            try:
+                self._secure(peer_certificate(transport))
+            except Refused as error:
+                self.abort(ProtocolError(error.detail))
+                return
         most = self.server.max_connections
         if len(self.server.connections) >= most:
             self.abort(ProtocolError(f"{most} connections are open here; no more are taken"))
@@ -285,6 +310,8 @@ class ServerConnection(Connection[Incoming]):
         channel.fail(error)
 
     def on_lost(self) -> None:
+        if self._leaver is not None:
+            self._leaver.cancel()
         self.server.connections.discard(self)
         self.server.changed.set()
         if self.streams:
@@ -318,7 +345,10 @@ class Server:
         limits: Limits | None = None,
         name: str = "",
         max_connections: int = MAX_CONNECTIONS,
+        identity: Secured | None = None,
     ) -> None:
+        #: With it TCP is TLS, and callers must prove who they are; Unix sockets stay as they are.
+        self.identity = identity
         self.handler = handler
         self.limits = limits or Limits()
         self.name = name
@@ -331,6 +361,7 @@ class Server:
         self.changed = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []
+        self._entrances: list[Entrance] = []
 
     async def __aenter__(self) -> Server:
         return self
@@ -341,24 +372,32 @@ class Server:
     async def listen(self, address: str) -> str:
         """Listen on an address (``tcp:host:0`` takes a free port) and give the bound one.
 
-        A Unix socket is made with mode 0600; the file of a process that is gone is replaced.
-        Raises Conflict when somebody listens there, Unavailable when the address cannot be bound.
+        With an identity TCP takes only callers with a certificate of the same authority. A Unix
+        socket is made with mode 0600; the file of a process that is gone is replaced. Raises
+        Conflict when somebody listens there, Unavailable when the address cannot be bound.
         """
         where = parse(address)
-        bound = _bind_unix(where.path) if where.path else _bind_tcp(where)
-        listener = (
-            await asyncio.get_running_loop().create_server(
-                lambda: ServerConnection(self), sock=bound, backlog=BACKLOG
-            )
-            if not where.path
-            else await asyncio.get_running_loop().create_unix_server(
-                lambda: ServerConnection(self), sock=bound, backlog=BACKLOG
-            )
-        )
-        self._listeners.append(listener)
+        loop = asyncio.get_running_loop()
         if where.path:
+            listener = await loop.create_unix_server(
+                lambda: ServerConnection(self), sock=bind_unix(where.path), backlog=BACKLOG
+            )
             self._paths.append((where.path, os.stat(where.path).st_ino))
+            self._listeners.append(listener)
             return str(where)
+        bound = bind_tcp(where)
+        if self.identity is None:
+            self._listeners.append(
+                await loop.create_server(
+                    lambda: ServerConnection(self), sock=bound, backlog=BACKLOG
+                )
+            )
+        else:
+            bound.listen(BACKLOG)
+            made = functools.partial(ServerConnection, self)
+            self._entrances.append(
+                Entrance(self.identity, bound, made, timeout=self.limits.handshake)
+            )
         host, port = bound.getsockname()[:2]
         return str(Address(host=host, port=port))
 
@@ -392,6 +431,7 @@ class Server:
         is left behind after a few seconds."""
         self.draining = True
         self._stop_listening()
+        await asyncio.gather(*(entrance.close() for entrance in self._entrances))
         every = [*self.connections, *self.leaving]
         for connection in every:
             connection.shut()
@@ -410,6 +450,8 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        for entrance in self._entrances:
+            entrance.stop()
         for path, inode in self._paths:
             # Only our own file: another process may have taken the name meanwhile.
             with contextlib.suppress(OSError):
@@ -420,63 +462,3 @@ class Server:
     @property
     def peers(self) -> Sequence[str]:
         return [connection.peer_name for connection in self.connections]
-
-
-def _bind_unix(path: str) -> socket.socket:
-    _make_way(path)
-    bound = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        bound.bind(path)
-        bound.listen(BACKLOG)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise Conflict("wire", f"another process took {path} meanwhile") from None
-        raise Unavailable(
-            "wire", f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
-        ) from None
-    finally:
-        os.umask(before)
-    bound.setblocking(False)
-    return bound
-
-
-def _bind_tcp(where: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    bound = socket.socket(family)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((where.host, where.port))
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise Conflict("wire", f"another process listens on {where}") from None
-        raise Unavailable("wire", f"cannot listen on {where}: {error.strerror or error}") from None
-    bound.setblocking(False)
-    return bound
-
-
-def _make_way(path: str) -> None:
-    """Remove the socket of a process that is gone. Raises Conflict for anything else."""
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise Conflict("wire", f"{path} is in the way: it is no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            raise Conflict("wire", f"another process listens on {path} and is busy") from None
-        except OSError as error:
-            raise Conflict("wire", f"{path} is in the way: {error.strerror or error}") from None
-        else:
-            raise Conflict("wire", f"another process listens on {path}")

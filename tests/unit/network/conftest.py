@@ -92,9 +92,13 @@ class CountingDialer(Dialer):
         self.dialed: list[str] = []
         self._dialer = WireDialer()
 
-    async def dial(self, address: str, *, timeout: float) -> Peer:
+    async def dial(
+        self, address: str, *, timeout: float, service: str = "", namespace: str = ""
+    ) -> Peer:
         self.dialed.append(address)
-        return await self._dialer.dial(address, timeout=timeout)
+        return await self._dialer.dial(
+            address, timeout=timeout, service=service, namespace=namespace
+        )
 
 
 class Shift:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,9 @@ async def test_a_node_that_leaves_while_it_is_dialed(fleet: Fleet) -> None:
     slow = asyncio.Event()
     dial = fleet.dialer.dial
 
-    async def late(address: str, *, timeout: float) -> object:
+    async def late(address: str, **options: Any) -> object:
         await slow.wait()
-        return await dial(address, timeout=timeout)
+        return await dial(address, **options)
 
     fleet.dialer.dial = late  # type: ignore[method-assign, assignment]
     network = fleet.network()

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 BOTH = (
     "test_calls.py", "test_cancel.py", "test_close.py", "test_credit.py", "test_deadlines.py",
     "test_drain.py", "test_handlers.py", "test_handshake.py", "test_keepalive.py", "test_lost.py",
-    "test_many.py", "test_memory.py", "test_bounds.py",
+    "test_many.py", "test_memory.py", "test_bounds.py", "test_identity.py",
 )  # fmt: skip
 
 
