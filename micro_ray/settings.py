@@ -145,6 +145,21 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """The gRPC door. ``max_message`` and ``max_metadata`` are bytes of a message and of a call's
+    metadata; ``max_streams`` are calls under way on one connection, ``max_in_flight`` on one
+    replica; ``timeout`` bounds a unary call, in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    max_message: int = 16 * 2**20
+    max_metadata: int = 32 * 2**10
+    max_streams: int = 1000
+    max_in_flight: int = 5000
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
     """``url``: ``memory://``, ``etcd://user:password@a:2379,b:2379`` or ``etcds://...`` (TLS);
     ``prefix`` is that of the keys there, ``tls_...`` are files (blank: what the system trusts).
@@ -338,6 +353,7 @@ class Settings:
     address: str = ""
     anchor: int = 0
     api: Api = Api()
+    proxy: Proxy = Proxy()
     registry: Registry = Registry()
     store: Store = Store()
     broker: Broker = Broker()

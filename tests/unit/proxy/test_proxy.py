@@ -1,0 +1,149 @@
+"""The gRPC door over a platform in this process, by grpc's own client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+
+from micro_ray.errors import CODES, BadRequest, MicroError, NotFound, from_dict, make
+from micro_ray.sdk.testing import platform
+from micro_ray.serve.proxy import Door, Proxy, split
+from micro_ray.serve.statuses import DETAILS, code_of, details_of, error_of
+from micro_ray.settings import Proxy as ProxySettings
+from tests.unit.api import services
+from tests.unit.api.services import Probe
+
+pytestmark = pytest.mark.timeout(60)
+
+encode, decode = msgspec.json.encode, msgspec.json.decode
+SETTINGS = ProxySettings(port=0, max_message=100_000)
+
+
+@pytest.fixture
+def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+async def channel(probe: Probe) -> AsyncIterator[grpc.aio.Channel]:
+    async with platform() as here:
+        for service in (services.echo(probe), services.streams(probe)):
+            await here.serve(service, f"{service.name}-1")
+        network = await here.network()
+        while not network.table.known("micro", "streams"):
+            await network.table.changed()
+        door = Door(Proxy(network, network.table, SETTINGS), SETTINGS)
+        await door.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.bound}") as made:
+            yield made
+        await door.stop(1.0)
+
+
+def failed(raised: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> MicroError:
+    trailing: Any = raised.value.trailing_metadata()
+    error = error_of(trailing)
+    assert error is not None
+    return error
+
+
+async def unary(channel: grpc.aio.Channel, path: str, value: Any, **options: Any) -> Any:
+    return decode(await channel.unary_unary(path)(encode(value), **options))
+
+
+async def test_unary(channel: grpc.aio.Channel) -> None:
+    for path in ("/echo.Echo/Call", "/ECHO.echo/call"):
+        assert await unary(channel, path, {"name": "Ann"}) == {"message": "Hello Ann"}
+    by_metadata = {"metadata": (("micro-service", "echo"),)}
+    assert await unary(channel, "/Echo/Call", {}, **by_metadata) == {"message": "Hello World"}
+
+
+async def test_bytes_are_untouched(channel: grpc.aio.Channel) -> None:
+    body = bytes(range(256)) * 100
+    assert await channel.unary_unary("/echo.Echo/Raw")(body) == body
+
+
+async def test_metadata_and_deadline(channel: grpc.aio.Channel) -> None:
+    sent = (("authorization", "Bearer x"), ("x-mine", "1"), ("micro-namespace", "other"))
+    seen = await unary(channel, "/echo.Echo/Context", {}, metadata=sent, timeout=7)
+    assert seen["namespace"] == "micro"
+    assert seen["metadata"]["authorization"] == "Bearer x"
+    assert seen["metadata"]["x-mine"] == "1"
+    assert 0 < seen["remaining"] <= 7
+
+
+async def test_streams(channel: grpc.aio.Channel) -> None:
+    served = channel.unary_stream("/streams.Streams/Count")(encode({"to": 4}))
+    assert [decode(m)["value"] async for m in served] == [1, 2, 3, 4]
+    numbers = [encode({"value": n}) for n in (1, 2, 3)]
+    summed = await channel.stream_unary("/streams.Streams/Sum")(iter(numbers))
+    assert decode(summed) == {"value": 6}
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+async def test_every_error_arrives_whole(channel: grpc.aio.Channel, code: int) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await unary(channel, "/echo.Echo/Fail", {"code": code, "retry_after": 2.5})
+    error = failed(raised)
+    assert raised.value.code() == code_of(CODES[code]("", ""))
+    assert (error.code, error.detail, error.retry_after) == (code, f"as asked: {code}", 2.5)
+
+
+async def test_a_late_error_of_a_stream(channel: grpc.aio.Channel) -> None:
+    served = channel.unary_stream("/streams.Streams/Count")(encode({"to": 2, "fail": 409}))
+    assert [decode(await served.read())["value"] for _ in range(2)] == [1, 2]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await served.read()
+    assert failed(raised).code == 409
+
+
+@pytest.mark.parametrize("path", ["/nobody.Echo/Call", "/echo.Echo/Nothing"])
+async def test_unknown(channel: grpc.aio.Channel, path: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await unary(channel, path, {})
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    assert failed(raised).code == 404
+
+
+async def test_too_large(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await channel.unary_unary("/echo.Echo/Raw")(b"x" * (SETTINGS.max_message + 1))
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_leaving_cancels_the_call_behind(channel: grpc.aio.Channel, probe: Probe) -> None:
+    call = channel.unary_unary("/echo.Echo/Hang")(encode({"name": "a"}))
+    waiting = asyncio.ensure_future(call)
+    async with asyncio.timeout(20):
+        while not probe.begun["a"]:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        while not probe.cancelled["a"]:
+            await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+def test_split() -> None:
+    assert split("/a.b.Foo/Bar") == ("a.b", "Foo", "Bar")
+    assert split("/Foo/Bar", "a") == ("a", "Foo", "Bar")
+    for bad in ("", "/", "/a", "a.b/c", "/a.b/", "//b", "/a.b/c/d", "/a./c", "/a.b/" + "c" * 2000):
+        with pytest.raises(BadRequest):
+            split(bad)
+    with pytest.raises(NotFound):
+        split("/Foo/Bar")
+
+
+def test_a_status_fits_into_metadata() -> None:
+    error = make(503, "i" * 600, "é" * 16_000, 1.0)
+    assert len(details_of(error)) < 5000
+    found = error_of([(DETAILS, details_of(error))])
+    assert found is not None
+    assert (found.code, found.retry_after) == (503, 1.0)
+    assert found.detail.endswith("…")
+    assert error_of([(DETAILS, b"\xff\xff")]) is None
+    assert from_dict(found.to_dict()).detail == found.detail
