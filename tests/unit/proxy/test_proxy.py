@@ -147,3 +147,45 @@ def test_a_status_fits_into_metadata() -> None:
     assert found.detail.endswith("…")
     assert error_of([(DETAILS, b"\xff\xff")]) is None
     assert from_dict(found.to_dict()).detail == found.detail
+
+
+async def test_the_deadline_ends_the_call_behind(channel: Any, probe: Probe) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await unary(channel, "/echo.Echo/Hang", {"name": "late"}, timeout=1.0)
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(20):
+        while probe.begun["late"] != probe.cancelled["late"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_credential_that_is_too_long(channel: Any) -> None:
+    sent = (("authorization", "x" * 8193),)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await unary(channel, "/echo.Echo/Call", {}, metadata=sent)
+    assert failed(raised).code == 431
+
+
+async def test_too_much_metadata(channel: Any) -> None:
+    sent = (("x-much", "x" * 2 * SETTINGS.max_metadata),)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await unary(channel, "/echo.Echo/Call", {}, metadata=sent)
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_both_ways_in_turn(channel: Any) -> None:
+    call = channel.stream_stream("/streams.Streams/Double")()
+    for value in range(5):
+        await call.write(encode({"value": value}))
+        assert decode(await call.read()) == {"value": value * 2}
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+
+
+async def test_leaving_a_stream_cancels_it(channel: Any, probe: Probe) -> None:
+    call = channel.unary_stream("/streams.Streams/Silent")(encode({"name": "s"}))
+    async with asyncio.timeout(20):
+        while not probe.begun["s"]:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        while not probe.cancelled["s"]:
+            await asyncio.sleep(0.01)
