@@ -113,7 +113,7 @@ class Proxy(grpc.GenericRpcHandler):
         try:
             if self.in_flight > self._settings.max_in_flight:
                 raise Unavailable("proxy", "too many calls are under way here", 1.0)
-            metadata = self._metadata(sent)
+            metadata = self._metadata(sent, target.service)
             answer: bytes | None = await how(context, target, metadata, *args)
             return answer
         except MicroError as error:
@@ -126,16 +126,16 @@ class Proxy(grpc.GenericRpcHandler):
         finally:
             self.in_flight -= 1
 
-    def _metadata(self, sent: Metadata) -> dict[str, str]:
-        """What goes on to the service. The credential goes with it: it is here that a caller will
-        be made of one."""
+    def _metadata(self, sent: Metadata, service: str) -> dict[str, str]:
+        """What goes on to the service. The credential goes to auth alone: whoever gets a token
+        may use it. It is here that a caller will be made of one."""
         credential = sent.get("authorization", "")
         if len(credential) > MAX_CREDENTIALS:
             raise HeadersTooLarge("proxy", f"metadata authorization over {MAX_CREDENTIALS} bytes")
         head = {key.encode(): value.encode("latin-1", "replace") for key, value in sent.items()}
         _, made = metadata_of(head, self._namespace)
         rest = {k: v for k, v in sent.items() if not k.startswith(OWN) and k not in HOP}
-        if credential:
+        if credential and service == "auth":
             rest["authorization"] = credential
         return {**rest, **made}
 
