@@ -61,6 +61,12 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "api.replicas": (1, 1_000),
     "api.max_body": (1, 2**40),
     "api.max_headers": (1024, 2**24),
+    "proxy.port": (0, 65_535),
+    "proxy.max_message": (1, 2**30),
+    "proxy.max_metadata": (1024, 2**24),
+    "proxy.max_streams": (1, 2**20),
+    "proxy.max_in_flight": (1, 2**20),
+    "proxy.timeout": (0.001, 30 * 86_400),
     "api.timeout": (0.001, 30 * 86_400),
     "api.max_in_flight": (1, 2**20),
     "api.header_timeout": (0.001, 86_400),
@@ -148,6 +154,21 @@ class Api:
     stall_timeout: float = 60.0
     heartbeat: float = 15.0
     cors_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """The gRPC door. ``max_message`` and ``max_metadata`` are bytes of a message and of a call's
+    metadata; ``max_streams`` are calls under way on one connection, ``max_in_flight`` on one
+    replica; ``timeout`` bounds a unary call, in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    max_message: int = 16 * 2**20
+    max_metadata: int = 32 * 2**10
+    max_streams: int = 1000
+    max_in_flight: int = 5000
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,20 +366,21 @@ class Ray:
 class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
     the sockets of what runs now and must be short (Unix socket paths end at 107 bytes; default:
-    ``<state>/run``). ``credentials`` is the file of who commands are logged in as. ``host`` names
-    this machine (blank: its host name); ``address`` is its IP address on which frames listen for
+    ``<state>/run``). ``credentials`` is the file of who commands are logged in as (blank:
+    ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address`` is its IP address on which frames listen for
     other machines (blank: 127.0.0.1, or the node's own on a Ray that was joined; whoever reaches it
     may call, so let it be a private network's). ``anchor`` is the pid of the server process, whose
     end ends what it started (0: none)."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
-    credentials: Path = Path("~/.micro/credentials.json")
+    credentials: Path = Path()
     run: Path = Path()
     host: str = ""
     address: str = ""
     anchor: int = 0
     api: Api = Api()
+    proxy: Proxy = Proxy()
     registry: Registry = Registry()
     store: Store = Store()
     broker: Broker = Broker()
@@ -425,7 +447,7 @@ def _settle(settings: Settings) -> Settings:
     settings = replace(
         settings,
         state=state,
-        credentials=_expand(settings.credentials, "MICRO_CREDENTIALS").absolute(),
+        credentials=_credentials(settings.credentials, state),
         run=run,
         host=settings.host or socket.gethostname(),
         config=replace(settings.config, key_file=keys.absolute()),
@@ -454,6 +476,15 @@ def _settle(settings: Settings) -> Settings:
             "settings", "broker.url memory:// lives in one process: set pools.broker to 1"
         )
     return settings
+
+
+def _credentials(given: Path, state: Path) -> Path:
+    if given != Path():
+        return _expand(given, "MICRO_CREDENTIALS").absolute()
+    try:
+        return Path("~/.micro/credentials.json").expanduser()
+    except RuntimeError:  # a user without a home
+        return state / "credentials.json"
 
 
 def _check_address(address: str) -> None:

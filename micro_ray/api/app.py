@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import msgspec
 
 from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
+from micro_ray.api.metadata import metadata_of
 from micro_ray.api.metrics import Metrics
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
@@ -37,10 +36,6 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 #: Paths of the door itself; services of these names are reached by ``/{service}/{endpoint}``.
 RESERVED = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico"))
-#: Headers that go on to the service as metadata. Nothing that begins with ``micro-`` does: those
-#: are the platform's own.
-FORWARDED = ((b"tracestate", "tracestate"), (b"baggage", "baggage"),
-             (b"accept-language", "accept-language"))  # fmt: skip
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
@@ -49,9 +44,6 @@ MAX_CREDENTIALS = 8192
 #: Largest ``Retry-After``, in seconds.
 MAX_RETRY = 86_400
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-#: W3C Trace Context: version ff, and ids of zeros only, are invalid.
-_TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -232,24 +224,9 @@ class Api:
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what goes on to the service."""
-        request_id = headers.get(b"x-request-id", b"")
-        trace = headers.get(b"traceparent", b"")
-        fresh = os.urandom(40).hex()
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = fresh[:32].encode()
-        metadata = {
-            "x-request-id": request_id.decode(),
-            "traceparent": trace.decode()
-            if _TRACE.fullmatch(trace)
-            else f"00-{fresh[32:64]}-{fresh[64:80]}-01",
-            "micro-namespace": self.namespace,
-        }
+        request_id, metadata = metadata_of(headers, self.namespace)
         if self._gate is not None:
             metadata[ADMITTED] = "1"
-        for name, key in FORWARDED:
-            value = headers.get(name)
-            if value is not None:
-                metadata[key] = value.decode("latin-1")[:1024]
         return request_id, metadata
 
     def given_timeout(self, headers: Mapping[bytes, bytes]) -> float | None:

@@ -140,6 +140,14 @@ class Paths:
             self._cache[method, path] = target
         return target
 
+    def named(self, service: str, handler: str, name: str) -> Target:
+        """The endpoint of this service, handler and name, whatever paths it binds; names without
+        regard to case, dashes and underscores. Raises NotFound saying what is near, Unavailable
+        before the first table."""
+        if self._version != self._table.version:
+            self._refresh()
+        return _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+
     def allowed(self, path: str) -> list[str]:
         """The methods that some endpoint has for a path."""
         if self._version != self._table.version:
@@ -211,16 +219,7 @@ class Paths:
         if not handler:
             handler = service.rpartition(".")[2]
             wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
-        for endpoint in entry.endpoints:
-            if fold(endpoint.name) in wanted:
-                return _target(entry, endpoint)
-        names = [endpoint.name for endpoint in entry.endpoints]
-        near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
-        raise NotFound(
-            "api",
-            f"no endpoint {handler}.{name} in {entry.service}; "
-            f"there is {', '.join(near or names[:8]) or 'none'}",
-        )
+        return _of(entry, handler, name, wanted)
 
     def _entry(self, service: str) -> Entry:
         table, namespace = self._table, self._namespace
@@ -234,6 +233,20 @@ class Paths:
         near = table.near(namespace, service) if len(service) <= MAX_NAME else []
         hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
         raise NotFound("api", f"no service {service!r}{hint}")
+
+
+def _of(entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
+    """The endpoint of an entry whose folded name is wanted. Raises NotFound saying what is near."""
+    for endpoint in entry.endpoints:
+        if fold(endpoint.name) in wanted:
+            return _target(entry, endpoint)
+    names = [endpoint.name for endpoint in entry.endpoints]
+    near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
+    raise NotFound(
+        "api",
+        f"no endpoint {handler}.{name} in {entry.service}; "
+        f"there is {', '.join(near or names[:8]) or 'none'}",
+    )
 
 
 def _order(row: _Bound) -> tuple[int, int, str, str]:
