@@ -10,6 +10,7 @@ import uvloop
 from bench.measure import machine
 
 NAMES = (
+    "auth",
     "broker",
     "config",
     "events",

@@ -367,10 +367,10 @@ class Settings:
     """Everything. ``state`` is the folder that survives (databases, sources, logs); ``run`` holds
     the sockets of what runs now and must be short (Unix socket paths end at 107 bytes; default:
     ``<state>/run``). ``credentials`` is the file of who commands are logged in as (blank:
-    ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address`` is its IP address on which frames listen for
-    other machines (blank: 127.0.0.1, or the node's own on a Ray that was joined; whoever reaches it
-    may call, so let it be a private network's). ``anchor`` is the pid of the server process, whose
-    end ends what it started (0: none)."""
+    ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address``
+    is its IP address on which frames listen for other machines (blank: 127.0.0.1, or the node's own
+    on a Ray that was joined; whoever reaches it may call, so let it be a private network's).
+    ``anchor`` is the pid of the server process, whose end ends what it started (0: none)."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
