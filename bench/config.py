@@ -21,8 +21,8 @@ WATCHERS = 100
 
 async def _source(folder: Path) -> None:
     """The child: a store in SQLite and a config that calls it, each on its socket."""
-    from micro_ray.config.sealing import KeyFile
     from micro_ray.config.stored import StoredConfig
+    from micro_ray.sealing import KeyFile
     from micro_ray.store.sqlite import SqliteStore
     from micro_ray.wire import config as config_face
     from micro_ray.wire import store as store_face

@@ -31,7 +31,7 @@ from micro_ray.auth import (
     Update,
 )
 from micro_ray.auth.stored import StoredAuth
-from micro_ray.errors import BadRequest, MicroError
+from micro_ray.errors import BadRequest, MicroError, TooLarge
 from micro_ray.events import Events
 from micro_ray.sealing import KeyFile
 from micro_ray.wire import auth as face
@@ -153,11 +153,14 @@ async def publish(auth: Auth, events: Events) -> None:
         with contextlib.suppress(MicroError):  # tried again: entries stay where they are
             while entries := await auth.audits(by=SELF):
                 for entry in entries:
-                    await events.publish(
-                        TOPIC,
-                        msgspec.json.encode(entry),
-                        id=entry.id,
-                        namespace=entry.namespace,
-                    )
+                    await _publish_one(events, entry)
                 await auth.settle(*(entry.id for entry in entries), by=SELF)
         await asyncio.sleep(LOOK)
+
+
+async def _publish_one(events: Events, entry: Audit) -> None:
+    body = msgspec.json.encode(entry)
+    try:
+        await events.publish(TOPIC, body, id=entry.id, namespace=entry.namespace)
+    except (BadRequest, TooLarge) as error:  # it would be refused for ever, and hold up the rest
+        log.error("an audit entry is refused by events (%s): %s", error, body.decode())

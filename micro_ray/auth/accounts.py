@@ -107,14 +107,14 @@ class Accounts:
         )
         return [self._records.decode(row, AccountRow).account for row in rows]
 
-    async def proved(self, id: str, secret: str, namespace: str) -> AccountRow | None:
-        """The account that logs in; None for what is wrong, whatever it is."""
+    async def proved(self, id: str, secret: str, namespace: str) -> tuple[AccountRow | None, bool]:
+        """The account, if there is one, and whether it may log in with this secret."""
         row, version = None, 0
         with contextlib.suppress(NotFound):
             row, version = await self.find(id, namespace)
         right, old = await self._passwords.proves(secret, None if row is None else row.hash)
         if row is None or not right or not row.account.enabled:
-            return None
+            return row, False
         if old:
             made = AccountRow(
                 account=row.account, hash=await self._passwords.hash(secret), since=row.since
@@ -125,7 +125,7 @@ class Accounts:
                 await self._records.write(
                     Put(key=key, table=ACCOUNTS, value=encoded(made), expected=version)
                 )
-        return row
+        return row, True
 
     async def change_secret(
         self, id: str, old: str | None, new: str, namespace: str, by: Identity

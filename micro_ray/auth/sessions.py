@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from micro_ray.auth import MAX_TOKEN, Identity, Kind, Revocation, Tokens, checks
+from micro_ray.auth import DEFAULT, MAX_TOKEN, Identity, Kind, Revocation, Tokens, checks
 from micro_ray.auth.accounts import Accounts
 from micro_ray.auth.records import SESSIONS, SHARED, AccountRow, Records, Session, encoded
 from micro_ray.auth.ring import KeyRing
@@ -52,12 +52,12 @@ class Sessions:
     async def login(self, id: str, secret: str, namespace: str, source: str) -> Tokens:
         place = f"{namespace}/{id}"
         await self._throttle.begin(place, source)
-        row = await self._accounts.proved(id, secret, namespace)
-        if row is None:
+        row, right = await self._accounts.proved(id, secret, namespace)
+        if row is None or not right:
+            # What is told of nobody goes to the platform: a guess must not make topics of its own.
+            told = (DEFAULT, place) if row is None else (namespace, row.account.id)
             await self._records.write(
-                self._records.audit(
-                    "login", None, namespace, id, allowed=False, detail={"source": source}
-                )
+                self._records.audit("login", None, *told, allowed=False, detail={"source": source})
             )
             raise Unauthorized("auth", "the account or its secret is not correct")
         await self._throttle.succeeded(place, source)

@@ -351,6 +351,9 @@ async def test_what_is_done_is_entered_with_it(auth: Auth, clock: Clock) -> None
     with pytest.raises(Unauthorized):
         await auth.token("jane", "wrong", namespace="acme")
     clock.now += 1
+    with pytest.raises(Unauthorized):
+        await auth.token("jane", "wrong", namespace="nowhere")
+    clock.now += 1
     await auth.create_rule(Rule(id="r"), namespace="acme", by=BOSS)
     clock.now += 1
     await auth.delete("jane", namespace="acme", by=BOSS)
@@ -359,14 +362,16 @@ async def test_what_is_done_is_entered_with_it(auth: Auth, clock: Clock) -> None
         ("account.create", "acme/boss", "jane", True),
         ("login", "acme/jane", "jane", True),
         ("login", "", "jane", False),
+        ("login", "", "nowhere/jane", False),
         ("rule.create", "acme/boss", "r", True),
         ("account.delete", "acme/boss", "jane", True),
     ]
     assert made.secret not in repr(found)
+    assert [e.namespace for e in found] == ["acme", "acme", "acme", "micro", "acme", "acme"]
     await auth.settle(*(entry.id for entry in await auth.audits(by=ROOT)), by=ROOT)
     assert await auth.audits(by=ROOT) == []
     await auth.note(*found, by=ROOT)
-    assert len(await auth.audits(by=ROOT)) == 5
+    assert len(await auth.audits(by=ROOT)) == 6
     for by in (BOSS, identity("u"), None):
         for call in (auth.audits(by=by), auth.note(*found, by=by), auth.settle("a", by=by)):
             with pytest.raises((Forbidden, Unauthorized)):

@@ -1,0 +1,61 @@
+"""What was done is published to events, and forgotten when the stream has it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from micro_ray.actors.auth import SELF, TOPIC, publish
+from micro_ray.auth import Audit, Rule
+from micro_ray.errors import Unavailable
+from micro_ray.events.sqlite import SqliteEvents
+from micro_ray.store.memory import MemoryStore
+from tests.fixtures.auths import ROOT, over
+from tests.fixtures.stores import Clock
+from tests.fixtures.wait import PROMPT, eventually
+
+
+class Away(SqliteEvents):
+    """Events that cannot be reached for a while."""
+
+    away = True
+
+    async def publish(self, topic: str, payload: bytes, **options):  # type: ignore[no-untyped-def,override]
+        if self.away:
+            raise Unavailable("events", "away")
+        return await super().publish(topic, payload, **options)
+
+
+async def test_it_waits_for_events_and_comes_once() -> None:
+    with tempfile.TemporaryDirectory(prefix="ap-") as name:
+        folder, clock = Path(name), Clock()
+        async with (
+            MemoryStore() as store,
+            over(store, folder, clock) as auth,
+            Away(folder / "events") as events,
+        ):
+            tasks = [asyncio.create_task(publish(auth, events)) for _ in range(2)]
+            for number in range(5):
+                clock.now += 1
+                await auth.create_rule(Rule(id=f"r{number}"), namespace="acme", by=ROOT)
+            # What events refuse for ever must not hold up the rest.
+            refused = Audit(id="", time=clock.now, action="x", by="", namespace="no/name")
+            await auth.note(refused, by=ROOT)
+            await asyncio.sleep(0.05)
+            assert len(await auth.audits(by=ROOT)) == 6
+            events.away = False
+
+            async def settled() -> bool:
+                return not await auth.audits(by=SELF)
+
+            await eventually(settled, within=PROMPT)
+            found = await events.read(TOPIC, namespace="acme")
+            entries = [msgspec.json.decode(event.payload, type=Audit) for event in found]
+            assert [entry.subject for entry in entries] == [f"r{n}" for n in range(5)]
+            assert {entry.action for entry in entries} == {"rule.create"}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
