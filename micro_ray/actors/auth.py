@@ -31,7 +31,7 @@ from micro_ray.auth import (
     Update,
 )
 from micro_ray.auth.stored import StoredAuth
-from micro_ray.errors import BadRequest, MicroError, TooLarge
+from micro_ray.errors import BadRequest, MicroError
 from micro_ray.events import Events
 from micro_ray.sealing import KeyFile
 from micro_ray.wire import auth as face
@@ -159,8 +159,13 @@ async def publish(auth: Auth, events: Events) -> None:
 
 
 async def _publish_one(events: Events, entry: Audit) -> None:
+    """To its namespace, or to the platform's where that refuses it: one that is full must not hold
+    up what others have done."""
     body = msgspec.json.encode(entry)
     try:
         await events.publish(TOPIC, body, id=entry.id, namespace=entry.namespace)
-    except (BadRequest, TooLarge) as error:  # it would be refused for ever, and hold up the rest
-        log.error("an audit entry is refused by events (%s): %s", error, body.decode())
+    except MicroError as error:
+        if error.code >= 500:
+            raise
+        log.warning("events of %s refuse an audit entry: %s", entry.namespace, error)
+        await events.publish(TOPIC, body, id=entry.id, namespace=DEFAULT)

@@ -43,7 +43,7 @@ MAX_SCOPES, MAX_SCOPE = 64, 128
 MAX_METADATA, MAX_METADATA_BYTES = 32, 4096
 MAX_SECRET = 1024
 MIN_SECRET = 8
-MAX_RULES = 10_000
+MAX_RULES, MAX_PATTERNS = 10_000, 200
 MAX_ACCOUNTS = 100_000
 MAX_PRIORITY = 2**31 - 1
 #: Bytes of a token; a longer one is refused before it is looked at.
@@ -117,7 +117,8 @@ class Identity:
 class Resource:
     """What is called: ``type`` is "service" for what services do; ``endpoint`` is
     ``Handler.Method``. In a rule each may be a pattern: ``*`` is anything, and of parts between
-    dots or slashes ``*`` is one, or, as the last, one or more (``Greeter.*``, ``/users/*``).
+    slashes, or between dots where it has no slash, ``*`` is one, or, as the last, one or more
+    (``Greeter.*``, ``/users/*``).
     Letters match without regard to case."""
 
     type: str = "service"
@@ -200,10 +201,12 @@ class Revocation:
 class Update:
     """What a guard learns: ``full`` is everything at ``revision``, else what has changed since the
     update before. ``rules`` were made or changed, ``gone`` are (namespace, id) of those that are no
-    more; ``keys`` are all keys, or None for no change."""
+    more; ``keys`` are all keys, or None for no change. ``stale`` says that the source is out of
+    reach: what is known may be old, until everything comes again."""
 
     revision: int
     full: bool = False
+    stale: bool = False
     keys: tuple[Key, ...] | None = None
     rules: tuple[tuple[str, Rule], ...] = ()
     gone: tuple[tuple[str, str], ...] = ()

@@ -107,25 +107,25 @@ class Accounts:
         )
         return [self._records.decode(row, AccountRow).account for row in rows]
 
-    async def proved(self, id: str, secret: str, namespace: str) -> tuple[AccountRow | None, bool]:
-        """The account, if there is one, and whether it may log in with this secret."""
-        row, version = None, 0
-        with contextlib.suppress(NotFound):
-            row, version = await self.find(id, namespace)
+    async def proved(self, found: tuple[AccountRow, int] | None, secret: str) -> int | None:
+        """The version of an account's record at which it may log in with this secret; None for what
+        is wrong, which takes as long when there is no account."""
+        row, version = found or (None, 0)
         right, old = await self._passwords.proves(secret, None if row is None else row.hash)
         if row is None or not right or not row.account.enabled:
-            return row, False
-        if old:
-            made = AccountRow(
-                account=row.account, hash=await self._passwords.hash(secret), since=row.since
+            return None
+        if not old:
+            return version
+        made = AccountRow(
+            account=row.account, hash=await self._passwords.hash(secret), since=row.since
+        )
+        key = f"{row.account.namespace}/{row.account.id}"
+        # One that somebody else has just changed is hashed anew another time.
+        with contextlib.suppress(Conflict):
+            (version,) = await self._records.write(
+                Put(key=key, table=ACCOUNTS, value=encoded(made), expected=version)
             )
-            key = f"{namespace}/{row.account.id}"
-            # One that somebody else has just changed is hashed anew another time.
-            with contextlib.suppress(Conflict):
-                await self._records.write(
-                    Put(key=key, table=ACCOUNTS, value=encoded(made), expected=version)
-                )
-        return row, True
+        return version
 
     async def change_secret(
         self, id: str, old: str | None, new: str, namespace: str, by: Identity

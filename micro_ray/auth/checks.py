@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
-_NAMESPACE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+#: As long as those of the store and of events.
+_NAMESPACE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _PATTERN = re.compile(r"[^\s\x00-\x1f\x7f*]*|\*")
 

@@ -102,8 +102,10 @@ class Feed:
                 log.info("auth reads everything again: the store's history was cut")
             except MicroError as error:
                 log.warning("auth cannot be followed: %s", error)
+                self._tell(Update(revision=self._revision, stale=True))
             except Exception:
                 log.exception("following auth")
+                self._tell(Update(revision=self._revision, stale=True))
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, BACKOFF[1])
 
@@ -156,6 +158,9 @@ class Feed:
             what = f"token/{revoked.token}" if revoked.token else f"account/{revoked.account}"
             self._revoked[f"{REVOKED}{what}"] = revoked
         self._revision = update.revision
+        self._tell(update)
+
+    def _tell(self, update: Update) -> None:
         self._number += 1
         self._tail.append((self._number, update))
         self._wake()

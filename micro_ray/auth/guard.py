@@ -50,6 +50,9 @@ class Guard:
 
     def apply(self, update: Update) -> None:
         """Learn; afterwards decisions are by it."""
+        if update.stale:
+            self.stale = True
+            return
         if update.full:
             self._rules = {}
         if update.keys is not None:
@@ -62,7 +65,7 @@ class Guard:
         for revoked in update.revoked:
             self._revoke(revoked)
         self.revision = update.revision
-        self.stale = False
+        self.stale = self.stale and not update.full
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)

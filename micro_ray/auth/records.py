@@ -101,9 +101,9 @@ class Records:
         found = await self.get(table, key, msgspec.Raw)
         return None if found is None else (str(json.loads(bytes(found[0]))), found[1])
 
-    async def write(self, *operations: Operation) -> None:
-        """All or none. Raises Conflict when one expects another version."""
-        await self._store.transact(operations, database=DATABASE, namespace=self._space)
+    async def write(self, *operations: Operation) -> list[int]:
+        """All or none; the versions given. Raises Conflict when one expects another version."""
+        return await self._store.transact(operations, database=DATABASE, namespace=self._space)
 
     async def page(
         self, table: str, prefix: str = "", *, limit: int = PAGE, offset: int = 0

@@ -7,17 +7,14 @@ scope of this namespace ends the search for an account of another one: it may no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from micro_ray.auth import Access, Decision, Identity, Resource, Rule
 
-__all__ = ["DEFAULTS", "Rules", "order"]
+__all__ = ["DEFAULTS", "Rules", "loose", "matches", "order"]
 
 #: Resources and askers whose decisions are remembered; more, and it begins anew.
 REMEMBERED = 20_000
-
-_PARTS = re.compile(r"[./]")
 
 
 def _service(
@@ -213,6 +210,11 @@ class Rules:
         return sorted(found, key=_place)
 
 
+def loose(resource: Resource) -> bool:
+    """Whether type or name is a pattern other than ``*``, so that no index finds the rule."""
+    return not (_plain(resource.type) and _plain(resource.name))
+
+
 def _plain(pattern: str) -> bool:
     return pattern == "*" or "*" not in pattern
 
@@ -224,12 +226,14 @@ def _folded(resource: Resource) -> Resource:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether a pattern is about a text; both in lower case."""
+    """Whether a pattern is about a text; both in lower case. Parts are between slashes where the
+    pattern has any, else between dots."""
     if pattern == "*" or pattern == text:
         return True
     if "*" not in pattern:
         return False
-    asked, given = _PARTS.split(pattern), _PARTS.split(text)
+    mark = "/" if "/" in pattern else "."
+    asked, given = pattern.split(mark), text.split(mark)
     if asked[-1] == "*" and len(given) >= len(asked):
         given = given[: len(asked)]
     return len(asked) == len(given) and all(

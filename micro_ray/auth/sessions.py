@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import os
 import re
@@ -17,17 +18,19 @@ import secrets
 import time
 from collections.abc import Callable
 
-from micro_ray.auth import DEFAULT, MAX_TOKEN, Identity, Kind, Revocation, Tokens, checks
+from micro_ray.auth import MAX_TOKEN, Identity, Kind, Revocation, Tokens, checks
 from micro_ray.auth.accounts import Accounts
-from micro_ray.auth.records import SESSIONS, SHARED, AccountRow, Records, Session, encoded
+from micro_ray.auth.records import ACCOUNTS, SESSIONS, SHARED, AccountRow, Records, Session, encoded
 from micro_ray.auth.ring import KeyRing
 from micro_ray.auth.throttle import Throttle
 from micro_ray.auth.tokens import LEEWAY, Verifier
 from micro_ray.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 from micro_ray.settings import Auth as Settings
-from micro_ray.store import Delete, Put
+from micro_ray.store import Check, Delete, Put
 
 __all__ = ["Sessions"]
+
+log = logging.getLogger(__name__)
 
 _REFRESH = re.compile(r"mr_([0-9a-f]{32})\.([A-Za-z0-9_-]{43})")
 _TOKEN_ID = re.compile(r"[0-9a-f]{32}")
@@ -50,16 +53,18 @@ class Sessions:
         self._clock = clock
 
     async def login(self, id: str, secret: str, namespace: str, source: str) -> Tokens:
-        place = f"{namespace}/{id}"
+        try:
+            found = await self._accounts.find(id, namespace)
+        except NotFound:
+            found = None
+        # By whichever of its names one comes, its attempts are one account's.
+        place = f"{namespace}/{id if found is None else found[0].account.id}"
         await self._throttle.begin(place, source)
-        row, right = await self._accounts.proved(id, secret, namespace)
-        if row is None or not right:
-            # What is told of nobody goes to the platform: a guess must not make topics of its own.
-            told = (DEFAULT, place) if row is None else (namespace, row.account.id)
-            await self._records.write(
-                self._records.audit("login", None, *told, allowed=False, detail={"source": source})
-            )
+        version = await self._accounts.proved(found, secret)
+        if found is None or version is None:
+            await self._failed(found, place, source)
             raise Unauthorized("auth", "the account or its secret is not correct")
+        row = found[0]
         await self._throttle.succeeded(place, source)
         now = max(self._clock(), row.since)
         session, text = os.urandom(16).hex(), secrets.token_urlsafe(32)
@@ -70,11 +75,36 @@ class Sessions:
             expires=now + self._settings.refresh_ttl,
             hash=_hash(text),
         )
-        await self._records.write(
-            self._put(session, kept, 0),
-            self._records.audit("login", _of(row), namespace, id, detail={"source": source}),
-        )
+        key = f"{namespace}/{row.account.id}"
+        try:
+            await self._records.write(
+                Check(key=key, table=ACCOUNTS, expected=version),
+                self._put(session, kept, 0),
+                self._records.audit(
+                    "login", _of(row), namespace, row.account.id, detail={"source": source}
+                ),
+            )
+        except Conflict:
+            raise Unauthorized("auth", "the account has just been changed: log in again") from None
         return await self._tokens(row, now, f"mr_{session}.{text}", kept.expires)
+
+    async def _failed(self, found: tuple[AccountRow, int] | None, place: str, source: str) -> None:
+        """Enter a failure of an account; one of nobody is only logged, since anybody can make any
+        number of them."""
+        if found is None:
+            log.warning("a login of nobody: %s from %s", place, source or "somewhere")
+            return
+        account = found[0].account
+        await self._records.write(
+            self._records.audit(
+                "login",
+                None,
+                account.namespace,
+                account.id,
+                allowed=False,
+                detail={"source": source},
+            )
+        )
 
     async def refresh(self, token: str) -> Tokens:
         found = _REFRESH.fullmatch(token) if len(token) <= MAX_TOKEN else None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from micro_ray.auth import (
     ADMIN,
     DEFAULT,
+    MAX_PATTERNS,
     MAX_RULES,
     SERVICE,
     Account,
@@ -30,7 +31,7 @@ from micro_ray.auth.feed import Feed
 from micro_ray.auth.passwords import Passwords
 from micro_ray.auth.records import AUDIT, RULE, SHARED, Records, encoded
 from micro_ray.auth.ring import KeyRing
-from micro_ray.auth.rules import DEFAULTS, Rules
+from micro_ray.auth.rules import DEFAULTS, Rules, loose
 from micro_ray.auth.sessions import Sessions, checked_secret
 from micro_ray.errors import (
     BadRequest,
@@ -226,6 +227,7 @@ class StoredAuth(Auth):
         giver = checks.administers(await self._who(by), namespace)
         if await self._records.count(SHARED, f"{RULE}{namespace}/") >= MAX_RULES:
             raise TooManyRequests("auth", f"{namespace} has {MAX_RULES} rules: delete some")
+        await self._check_patterns(rule, namespace)
         key = f"{RULE}{namespace}/{rule.id}"
         detail = {
             "scope": rule.scope,
@@ -240,6 +242,19 @@ class StoredAuth(Auth):
             )
         except Conflict:
             raise Conflict("auth", f"a rule {rule.id!r} already exists: delete it first") from None
+
+    async def _check_patterns(self, rule: Rule, namespace: str) -> None:
+        """Rules whose type or name is a pattern are tried one by one in every decision that is not
+        remembered: they are bounded."""
+        if not loose(rule.resource):
+            return
+        rules = (await self._rules_of(namespace)).ordered
+        if sum(loose(other.resource) for other in rules) >= MAX_PATTERNS:
+            raise TooManyRequests(
+                "auth",
+                f"{namespace} has {MAX_PATTERNS} rules whose type or name is a pattern: name the "
+                "services, or delete some",
+            )
 
     async def delete_rule(self, id: str, *, namespace: str = DEFAULT, by: Caller) -> None:
         self._open(namespace)
@@ -285,6 +300,9 @@ class StoredAuth(Auth):
                 checks.administers(giver, space)
                 row, _ = await self._accounts.find(checks.id_of("account", id), space)
                 found = row.account
+                if not found.enabled:
+                    why = f"the account {found.id} is disabled"
+                    return Decision(allowed=False, rule=None, why=why)
                 whom = Identity(id=found.id, kind=found.kind, namespace=space, scopes=found.scopes)
         if whom is not None and checks.everywhere(whom):
             return Decision(allowed=True, rule=None, why=f"it acts for the platform ({DEFAULT})")

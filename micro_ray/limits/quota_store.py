@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 EVERY, AGAIN = 5.0, 1.0
 #: Part of the time that is spent on counting, at most.
 SHARE = 0.05
-#: What the platform itself keeps here: config, by which quotas are set.
-EXEMPT = frozenset(("config",))
+#: What the platform itself keeps here: config, by which quotas are set, and auth, without which
+#: nobody could log in and set them.
+EXEMPT = frozenset(("auth", "config"))
 
 
 @dataclass(slots=True)

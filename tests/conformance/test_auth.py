@@ -15,6 +15,7 @@ from micro_ray.errors import (
     MicroError,
     NotFound,
     TooLarge,
+    TooManyRequests,
     Unauthorized,
 )
 from tests.fixtures.auths import BOSS, ROOT, identity
@@ -262,6 +263,9 @@ async def test_explaining(auth: Auth) -> None:
     assert await said(hello) == (False, None)
     assert await said(login) == (True, "default-login")
     assert await said(hello, "jane") == (True, "default")
+    await auth.generate("off", namespace="acme", by=ROOT)
+    await auth.enable("off", False, namespace="acme", by=ROOT)
+    assert await said(hello, "off") == (False, None)
     assert await said(store, "jane") == (False, "default-closed-store")
     assert await said(store, "boss") == (True, "default-admin")
     rule = Rule(id="ops", scope="ops", resource=Resource(name="store"), priority=600)
@@ -276,6 +280,15 @@ async def test_explaining(auth: Auth) -> None:
         await auth.explain(hello, account="ops", namespace="acme", by=own)
     with pytest.raises(NotFound):
         await said(hello, "who")
+
+
+async def test_patterns_of_names_are_bounded(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("micro_ray.auth.stored.MAX_PATTERNS", 2)
+    for number in range(2):
+        await auth.create_rule(Rule(id=f"p{number}", resource=Resource(name="a.*")), by=ROOT)
+    with pytest.raises(TooManyRequests, match="is a pattern"):
+        await auth.create_rule(Rule(id="p2", resource=Resource(type="a.*")), by=ROOT)
+    await auth.create_rule(Rule(id="p3", resource=Resource(endpoint="A.*")), by=ROOT)
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ async def test_it_waits_for_events_and_comes_once() -> None:
             for number in range(5):
                 clock.now += 1
                 await auth.create_rule(Rule(id=f"r{number}"), namespace="acme", by=ROOT)
-            # What events refuse for ever must not hold up the rest.
+            # What a namespace's events refuse goes to the platform's, and holds up nothing.
             refused = Audit(id="", time=clock.now, action="x", by="", namespace="no/name")
             await auth.note(refused, by=ROOT)
             await asyncio.sleep(0.05)
@@ -56,6 +56,8 @@ async def test_it_waits_for_events_and_comes_once() -> None:
             entries = [msgspec.json.decode(event.payload, type=Audit) for event in found]
             assert [entry.subject for entry in entries] == [f"r{n}" for n in range(5)]
             assert {entry.action for entry in entries} == {"rule.create"}
+            (other,) = await events.read(TOPIC, namespace="micro")
+            assert msgspec.json.decode(other.payload, type=Audit).namespace == "no/name"
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
