@@ -8,6 +8,7 @@ spot by intention; that a process sends all it has for it at once is what makes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -141,8 +142,15 @@ class Writes:
             return None
         newest = before + puts.count
         if before // 100 != newest // 100:
-            await self._database.ask(lambda c: _cut(c, namespace, newest))
+            cutting = asyncio.create_task(self._cut(namespace, newest), name="store-cut")
+            self._tasks.add(cutting)
+            cutting.add_done_callback(self._tasks.discard)
         return puts.answers(before)
+
+    async def _cut(self, namespace: str, newest: int) -> None:
+        """Nobody waits for it: what is left by one that fails, the next removes."""
+        with contextlib.suppress(MicroError):
+            await self._database.ask(lambda c: _cut(c, namespace, newest))
 
     # -- one transaction -------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from micro_ray.store.postgres import PostgresStore
 from micro_ray.store.postgres_plan import Found, Job, plan
 from tests.fixtures.postgres import Postgres, schema
 from tests.fixtures.stores import Clock
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ async def test_the_history_is_bounded(postgres: Postgres, name: str, kept: Postg
         f" FROM generate_series(2, {HISTORY + 150}) i"
     )
     await kept.transact([Put(key=str(i), value=b"") for i in range(100)])
-    rows = postgres.run(f"SELECT count(*), min(revision) FROM {name}.micro_store_changes")
-    assert rows == [(HISTORY, 251)]
+    kept_rows = f"SELECT count(*), min(revision) FROM {name}.micro_store_changes"
+    await eventually(lambda: postgres.run(kept_rows) == [(HISTORY, 251)], within=PROMPT)
 
 
 async def test_leftovers_are_swept(postgres: Postgres, name: str, kept: PostgresStore) -> None:
