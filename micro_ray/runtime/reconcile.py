@@ -64,7 +64,8 @@ class _Kept:
 
 class Reconciler(Runtime):
     """``async with`` takes up what the store says should run; left, replicas go on. ``state`` is
-    the folder with sources and logs, ``namespace`` the platform's own. ``gate`` raises while a
+    the folder with sources and logs, ``archives`` keeps the sources, ``namespace`` is the
+    platform's own. ``gate`` raises while a
     replica is not fit to serve."""
 
     def __init__(
@@ -73,7 +74,7 @@ class Reconciler(Runtime):
         drivers: Mapping[str, Driver],
         state: Path,
         *,
-        archives: Archives | None = None,
+        archives: Archives,
         namespace: str = "micro",
         settings: RuntimeSettings | None = None,
         gate: Gate | None = None,
@@ -89,9 +90,7 @@ class Reconciler(Runtime):
         )
         self._clock = clock
         self._records = Records(store, namespace)
-        self._archives = archives or Archives(
-            store, state, namespace=namespace, limit=self._settings.max_source, clock=clock
-        )
+        self._archives = archives
         self._kept: dict[Key, _Kept] = {}
         self._slots = asyncio.Semaphore(max(2, os.cpu_count() or 2))
         self._turns = Turns()

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from examples.helloworld import main as helloworld
 from micro_ray import Service
+from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.testing import Here, platform
@@ -55,8 +56,9 @@ async def state(town: Here) -> AsyncIterator[Path]:
             anchor=os.getpid(),
             grace=2.0,
         )
+        archives = Archives(store, folder, namespace="micro", limit=settings.runtime.max_source)
         async with Reconciler(
-            store, {"process": driver}, folder, settings=settings.runtime
+            store, {"process": driver}, folder, archives=archives, settings=settings.runtime
         ) as runtime:
             await town.host("runtime", face.endpoints(runtime), socket_name="runtime-0")
             await town.known("runtime")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from micro_ray.runtime.logs import Reader
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.testing import Here
+from micro_ray.settings import Runtime as RuntimeSettings
 from micro_ray.settings import load, service_environ
 from micro_ray.store import Store
 from micro_ray.wire import runtime as face
@@ -98,7 +100,11 @@ class Shop:
             "gate": face.gate(self.network),
             **options,
         }
-        async with Reconciler(store or self.here.store, drivers, self.state, **given) as runtime:
+        kept = store or self.here.store
+        most = given.get("settings", RuntimeSettings()).max_source
+        clock = given.get("clock", time.monotonic)
+        archives = Archives(kept, self.state, namespace="micro", limit=most, clock=clock)
+        async with Reconciler(kept, drivers, self.state, archives=archives, **given) as runtime:
             yield runtime
 
     def replica(self, workload: Workload) -> Replica:
@@ -132,6 +138,7 @@ class Shop:
                 "broker",
                 "events",
                 "config",
+                "limits",
                 "network",
                 "runtime",
             )
