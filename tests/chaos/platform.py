@@ -26,6 +26,8 @@ VICTIMS: Mapping[str, int] = {
     "ray::BrokerActor": 1,
     "ray::EventsActor": 2,
     "ray::ConfigActor": 2,
+    "ray::AuthActor": 1,
+    "ray::LimitsActor": 1,
     "ray::NetworkActor": 1,
     "ray::RuntimeActor": 1,
     "ray::Replica": 3,
