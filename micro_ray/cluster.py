@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from micro_ray.actors.backends import broker, events, registry
 from micro_ray.actors.placement import Machine, with_addresses
-from micro_ray.errors import BadRequest, Conflict, Unavailable
+from micro_ray.errors import BadRequest, Conflict, MicroError, Unavailable
 from micro_ray.runtime.waiting import to_its_end
 from micro_ray.settings import RAY_NAMESPACE, Settings, here
 
@@ -49,6 +49,8 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 MAX_RAY_TEMP = 45
 #: Seconds between taking the signals while Ray starts.
 TAKEN = 0.02
+#: Seconds that the first account is waited for before the platform is said to be ready.
+ADMIN = 3.0
 #: Seconds that doors whose start was given up have to notice it.
 GIVEN_UP = 5.0
 
@@ -137,7 +139,9 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         try:
             url = await ladder.enter_async_context(_doors(settings, timed, bool(machines)))
             await pools
-            await _first_admin(timed)
+            admin = asyncio.create_task(_first_admin(timed))
+            ladder.callback(admin.cancel)
+            await asyncio.wait([admin], timeout=ADMIN)
         finally:
             pools.cancel()
             await asyncio.gather(pools, return_exceptions=True)
@@ -146,11 +150,23 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
 
 async def _first_admin(report: Report) -> None:
     """The account that administers everything, made at the first start; its secret is told here
-    and nowhere else."""
+    and nowhere else. It waits for a store that is away, and says so."""
     import ray
+    from ray.exceptions import RayError
 
-    handle = ray.get_actor("auth", namespace=RAY_NAMESPACE)
-    secret = await handle.ensure_admin.remote()
+    said = ""
+    while True:
+        try:
+            handle = ray.get_actor("auth", namespace=RAY_NAMESPACE)
+            secret = await handle.ensure_admin.remote()
+            break
+        except (RayError, MicroError, ValueError) as error:  # ValueError: it is being made anew
+            cause = getattr(error, "cause", error)
+            why = cause.detail if isinstance(cause, MicroError) else type(error).__name__
+            if why != said:
+                said = why
+                report(f"admin     waits: {why}")
+            await asyncio.sleep(1)
     if secret:
         report(f"admin     made; its password, shown this once: {secret}")
 
