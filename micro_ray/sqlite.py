@@ -176,13 +176,16 @@ class Database:
     def _commit(
         self, connection: sqlite3.Connection, jobs: Sequence[Callable[..., Any]]
     ) -> list[tuple[Any, BaseException | None]]:
-        """All jobs in one transaction, each in a savepoint of its own."""
+        """All jobs in one transaction, each in a savepoint of its own. One that is alone needs
+        none: what it raises undoes all there is."""
         outcomes: list[tuple[Any, BaseException | None]] = []
         try:
             with failure(self._path, self._name):
                 connection.execute("BEGIN IMMEDIATE")
-                for job in jobs:
-                    outcomes.append(self._one(connection, job))
+                if len(jobs) == 1:
+                    outcomes.append((jobs[0](connection), None))
+                else:
+                    outcomes += [self._one(connection, job) for job in jobs]
                 connection.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):

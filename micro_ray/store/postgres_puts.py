@@ -51,6 +51,8 @@ _KEPT_ONE = (
 )
 _EVERY_ONE = "(SELECT %(db)s::text, %(tbl)s::text, %(key)s::text, 1::int8)"
 
+#: Bytes of a value that a connection may hold on to until its next.
+_SMALL = 64 * 1024
 
 _encode = msgspec.json.encode
 
@@ -59,8 +61,9 @@ class Statements:
     """The statement for one put and that for many. ``now`` is the SQL of the present time."""
 
     def __init__(self, now: str) -> None:
-        self.one = _SQL.format(now=now, kept=_KEPT_ONE, every=_EVERY_ONE)
-        self.many = _SQL.format(now=now, kept=_KEPT, every=_EVERY)
+        # In bytes, or they would be encoded for each put.
+        self.one = _SQL.format(now=now, kept=_KEPT_ONE, every=_EVERY_ONE).encode()
+        self.many = _SQL.format(now=now, kept=_KEPT, every=_EVERY).encode()
 
 
 class Puts:
@@ -76,14 +79,17 @@ class Puts:
         self.count = len(rows)
         self._jobs = jobs
         alone = len(rows) == 1
-        self._sql: Any = statements.one if alone else statements.many
+        self._small = alone and len(rows[0][1].value) <= _SMALL
+        self._sql = statements.one if alone else statements.many
         self._values: dict[str, Any] = {"ns": namespace, "now": at, "count": self.count}
         self._values |= _one(*rows[0]) if alone else _many(rows)
 
     async def run(self, connection: Connection, mark: str) -> int | None:
         """The newest version before these, committed; None for a namespace without a counter,
         where nothing is written."""
-        cursor = await connection.execute(self._sql, self._values | {"mark": mark})
+        self._values["mark"] = mark
+        cursor = connection.kept if self._small else connection.cursor()
+        await cursor.execute(self._sql, self._values)
         row = await cursor.fetchone()
         return None if row is None else int(row[0])
 

@@ -22,7 +22,9 @@ _DEFAULTS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
-    # A libpq that knows Kerberos would look for a ticket before each connection.
+    # A libpq that knows Kerberos would look for a ticket before each connection: time for nothing,
+    # in libraries that are suspect in a process with threads or one that has forked. Who encrypts
+    # by it says so in the URL.
     "gssencmode": "disable",
 }
 

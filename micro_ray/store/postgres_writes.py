@@ -26,6 +26,8 @@ __all__ = ["Writes"]
 GROUP, GROUP_BYTES = 256, 16 * 2**20
 #: Writes that may wait, and their bytes; more are refused.
 WAITING, WAITING_BYTES = 10_000, 128 * 2**20
+#: Namespaces whose task waits for the next write when it has none; those of more end.
+IDLE = 64
 #: Tables known to be entered; more are forgotten and entered again.
 _KNOWN = 10_000
 
@@ -50,6 +52,8 @@ class Writes:
         self._wake = wake
         self._queues: dict[str, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: By namespace, what wakes a task that has nothing to write; the longest idle is first.
+        self._idle: dict[str, asyncio.Future[None]] = {}
         self._known: set[tuple[str, str, str]] = set()
         self._waiting = 0
         self._waiting_bytes = 0
@@ -58,7 +62,10 @@ class Writes:
     async def close(self) -> None:
         """Writes that were accepted are done first."""
         self._closed = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._idle:
+            self._idle.popitem()[1].set_result(None)
+        while self._tasks:  # the last write may have begun to cut the history
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def submit(self, namespace: str, job: Job) -> list[int]:
         """The versions of a job, committed. A write cannot be taken back: when the caller is
@@ -74,6 +81,8 @@ class Writes:
         self._waiting_bytes += job.size
         if namespace in self._queues:
             self._queues[namespace].append((job, future))
+            if (idle := self._idle.pop(namespace, None)) is not None:
+                idle.set_result(None)
         else:
             self._queues[namespace] = deque([(job, future)])
             task = asyncio.create_task(self._drain(namespace), name=f"store-write {namespace}")
@@ -84,7 +93,7 @@ class Writes:
     async def _drain(self, namespace: str) -> None:
         queue = self._queues[namespace]
         try:
-            while queue:
+            while queue or await self._more(namespace, queue):
                 group, size = [queue.popleft()], 0
                 size = group[0][0].size
                 while queue and len(group) < GROUP and size + queue[0][0].size <= GROUP_BYTES:
@@ -95,6 +104,21 @@ class Writes:
                 self._waiting_bytes -= size
         finally:
             del self._queues[namespace]
+
+    async def _more(self, namespace: str, queue: deque[_Waiting]) -> bool:
+        """Wait for the next write of a namespace, as one that writes will soon write again and
+        starting a task for it costs more than waking one. False when none came until this was the
+        one that waited longest of too many, or the end."""
+        if self._closed:
+            return False
+        if len(self._idle) >= IDLE:
+            self._idle.pop(next(iter(self._idle))).set_result(None)
+        idle = self._idle[namespace] = asyncio.get_running_loop().create_future()
+        try:
+            await idle
+        finally:
+            self._idle.pop(namespace, None)
+        return bool(queue)  # also when it was to end: a write may have come since
 
     async def _commit(self, namespace: str, group: Sequence[_Waiting]) -> None:
         jobs = [job for job, _ in group]

@@ -14,7 +14,9 @@ from micro_ray.errors import Conflict, NotFound, Unavailable
 from micro_ray.store import Action, Check, Put
 from micro_ray.store.postgres import PostgresStore
 from micro_ray.store.postgres_reads import GROUP
+from micro_ray.store.postgres_writes import IDLE
 from tests.fixtures.postgres import Postgres, schema
+from tests.fixtures.wait import eventually
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = psycopg.AsyncCursor.execute
 
     def spy(self: Any, query: Any, *args: Any, **more: Any) -> Any:
-        found.append(str(query).strip())
+        found.append((query.decode() if isinstance(query, bytes) else str(query)).strip())
         return real(self, query, *args, **more)
 
     monkeypatch.setattr(psycopg.AsyncCursor, "execute", spy)
@@ -159,6 +161,62 @@ async def test_what_depends_on_something_goes_the_other_way(
     assert not [sql for sql in asked if sql.startswith("WITH")]
     assert await kept.tables() == ["micro", "unheard-of"]
     assert (await kept.read("k")).version == version
+
+
+async def test_marks_come_in_the_order_of_commits(
+    kept: PostgresStore, postgres: Postgres, name: str
+) -> None:
+    """Those of one process, alone and in groups: so they go to the end of what it has in the index.
+    No two are alike, whoever made them."""
+    async with PostgresStore(postgres.url(name)) as other:
+        await other.write("k", b"")
+        for _ in range(20):
+            await kept.write("k", b"")
+            await asyncio.gather(*(kept.write(f"k{i}", b"") for i in range(3)))
+            await other.write("k", b"")
+    async with await psycopg.AsyncConnection.connect(postgres.url(name)) as connection:
+        rows = await connection.execute(
+            "SELECT id FROM micro_store_commits WHERE number IS NOT NULL ORDER BY number"
+        )
+        ids = [row[0] for row in await rows.fetchall()]
+    whose = {id[:24] for id in ids}
+    assert len(whose) == 2
+    for one in whose:
+        mine = [id for id in ids if id.startswith(one)]
+        assert len(mine) >= 20
+        assert mine == sorted(mine)
+    assert len(set(ids)) == len(ids)
+
+
+async def test_tasks_that_wait_for_writes_are_few(kept: PostgresStore) -> None:
+    """Whatever the number of namespaces; one whose task has ended is written all the same."""
+
+    def tasks() -> int:
+        return sum(t.get_name().startswith("store-write ") for t in asyncio.all_tasks())
+
+    spaces = [f"s{i}" for i in range(IDLE + 10)]
+    await asyncio.gather(*(kept.write("k", b"1", namespace=space) for space in spaces))
+    await eventually(lambda: tasks() <= IDLE)
+    for space in spaces:
+        assert (await kept.write("k", b"2", namespace=space)).version == 2
+    await eventually(lambda: tasks() <= IDLE)
+    await kept.close()
+    assert tasks() == 0
+
+
+async def test_a_write_whose_task_was_just_told_to_end(
+    kept: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to one namespace's write comes just before the task of the other is told to end,
+    and the next write before it has ended: it does that first."""
+    monkeypatch.setattr("micro_ray.store.postgres_writes.IDLE", 1)
+    for number in range(1, 20):
+        for space in ("a", "b"):
+            assert (await kept.write("k", b"", namespace=space)).version == number
+    together = await asyncio.gather(
+        *(kept.write("k", b"", namespace=space) for space in ("a", "b") for _ in range(3))
+    )
+    assert [record.version for record in together] == [20, 21, 22] * 2
 
 
 async def test_processes_that_put_at_once(postgres: Postgres, name: str) -> None:
