@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -133,7 +134,8 @@ class Pool:
         """One that was just used, where nothing needs waiting for: the common case."""
         if self._closed or self._free.locked() or not self._resting:
             return None
-        if self._loop.time() - self._resting[-1][1] > REST:
+        connection, since = self._resting[-1]
+        if self._loop.time() - since > REST or _stirs(connection):
             return None
         return self._resting.pop()[0]
 
@@ -160,7 +162,8 @@ class Pool:
             raise Unavailable("store", "the store is closed")
         while self._resting:
             connection, since = self._resting.pop()
-            if self._loop.time() - since <= REST or await _lives(connection):
+            fresh = self._loop.time() - since <= REST and not _stirs(connection)
+            if fresh or await _lives(connection):
                 return connection
         connection = await self.connect()
         try:
@@ -198,6 +201,16 @@ def _at_rest(connection: Connection) -> bool:
         wire.transaction_status == TransactionStatus.IDLE
         and wire.pipeline_status == PipelineStatus.OFF
     )
+
+
+def _stirs(connection: Connection) -> bool:
+    """Whether there is something to read on a connection at rest: most likely its end. A statement
+    sent on it would have an end that nobody knows."""
+    if connection.closed:
+        return True
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 async def _lives(connection: Connection) -> bool:
