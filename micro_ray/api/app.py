@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
-from micro_ray.api.metadata import metadata_of
+from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.metrics import Metrics
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
@@ -39,8 +39,6 @@ RESERVED = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json", "/f
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
-#: Bytes of ``Authorization``.
-MAX_CREDENTIALS = 8192
 #: Largest ``Retry-After``, in seconds.
 MAX_RETRY = 86_400
 

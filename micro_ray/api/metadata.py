@@ -6,7 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 
-__all__ = ["metadata_of"]
+__all__ = ["MAX_CREDENTIALS", "metadata_of"]
+
+#: Bytes of a credential: a door refuses a longer one.
+MAX_CREDENTIALS = 8192
 
 #: Headers that go on to the service as metadata. Nothing that begins with ``micro-`` does: those
 #: are the platform's own.

@@ -56,7 +56,7 @@ class Accounts:
         """By id or name. Raises NotFound."""
         found = await self._records.get(ACCOUNTS, f"{namespace}/{id}", AccountRow)
         if found is None:
-            named = await self._records.text(NAMES, f"{namespace}/{id}")
+            named = await self._records.get(NAMES, f"{namespace}/{id}", str)
             if named is not None:
                 found = await self._records.get(ACCOUNTS, f"{namespace}/{named[0]}", AccountRow)
         if found is None:
@@ -75,7 +75,7 @@ class Accounts:
         given = checks.secret_of(secret) if secret else new_secret()
         row = AccountRow(account=account, hash=await self._passwords.hash(given))
         # A name is nobody's id, and an id nobody's name.
-        taken = await self._records.text(NAMES, place)
+        taken = await self._records.get(NAMES, place, str)
         if taken is not None and taken[0] != account.id:
             raise Conflict("auth", f"{account.id!r} is the name of another account")
         other = f"{account.namespace}/{account.name}"

@@ -19,7 +19,6 @@ from micro_ray.auth import (
     SERVICE,
     Identity,
     Kind,
-    Resource,
     Rule,
 )
 from micro_ray.errors import BadRequest, Forbidden, TooLarge, Unauthorized
@@ -35,6 +34,7 @@ __all__ = [
     "scopes_of",
     "secret_of",
     "somebody",
+    "within",
 ]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
@@ -122,16 +122,6 @@ def _pattern(what: str, value: str) -> None:
         raise BadRequest(
             "auth", f"resource {what} {value[:80]!r}: * is a whole part, between dots or slashes"
         )
-
-
-def resource_of(text: str) -> Resource:
-    """``type:name:endpoint``, as people write it."""
-    parts = text.split(":")
-    if len(parts) != 3 or not all(parts):
-        raise BadRequest(
-            "auth", f"Invalid resource {text[:80]!r}, must be in the format type:name:endpoint"
-        )
-    return Resource(type=parts[0], name=parts[1], endpoint=parts[2])
 
 
 # -- who may ---------------------------------------------------------------------------------------

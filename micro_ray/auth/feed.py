@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from micro_ray.auth import Key, Revocation, Rule, Update
-from micro_ray.auth.records import KEYS, REVOKED, RULE, SHARED, Records, Ring, parted
+from micro_ray.auth.records import KEYS, REVOKED, RULE, SHARED, Records, Ring, parted, revoked_key
 from micro_ray.errors import Conflict, InternalError, MicroError, Unavailable
 from micro_ray.store import Action, Change
 
@@ -155,8 +155,7 @@ class Feed:
         for place in update.gone:
             self._rules.pop(place, None)
         for revoked in update.revoked:
-            what = f"token/{revoked.token}" if revoked.token else f"account/{revoked.account}"
-            self._revoked[f"{REVOKED}{what}"] = revoked
+            self._revoked[revoked_key(revoked)] = revoked
         self._revision = update.revision
         self._tell(update)
 

@@ -113,7 +113,7 @@ class Guard:
         self, identity: Identity | None, resource: Resource, namespace: str = DEFAULT
     ) -> Decision:
         """Whether ``identity`` (None: nobody) may call a resource of a namespace."""
-        if identity is not None and identity.namespace == DEFAULT and everywhere(identity):
+        if identity is not None and everywhere(identity):
             return _PLATFORM
         rules = self._rules.get(namespace)
         if rules is None:

@@ -1,6 +1,6 @@
 """Secrets of accounts, by argon2id: hashed and compared in threads, a few at a time.
 
-The cost is OWASP's least for argon2id (19 MiB, two passes, one lane): some 20 ms of a core, so a
+The cost is OWASP's least for argon2id (19 MiB, two passes, one lane): some 18 ms of a core, so a
 flood of logins must not take them all. ``hash`` values say their own parameters; what was hashed
 with others is hashed anew when it is next proved.
 """

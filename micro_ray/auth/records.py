@@ -9,7 +9,6 @@ something puts its audit entry in the same transaction.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,7 +21,16 @@ from micro_ray.auth import Account, Audit, Identity, Key, Revocation
 from micro_ray.errors import InternalError, NotFound
 from micro_ray.store import Change, Operation, Put, Record, Store
 
-__all__ = ["AccountRow", "Records", "Ring", "RingKey", "Session", "encoded", "parted"]
+__all__ = [
+    "AccountRow",
+    "Records",
+    "Ring",
+    "RingKey",
+    "Session",
+    "encoded",
+    "parted",
+    "revoked_key",
+]
 
 T = TypeVar("T")
 
@@ -73,6 +81,12 @@ def parted(key: str) -> tuple[str, str]:
     return namespace, id
 
 
+def revoked_key(revoked: Revocation) -> str:
+    """Where a revocation is among what guards follow."""
+    what = f"token/{revoked.token}" if revoked.token else f"account/{revoked.account}"
+    return f"{REVOKED}{what}"
+
+
 class Records:
     """``space`` is the namespace of the store that holds them."""
 
@@ -96,10 +110,6 @@ class Records:
             return msgspec.json.decode(record.value, type=kind)
         except msgspec.MsgspecError as error:
             raise InternalError("auth", f"the record {record.key} is damaged: {error}") from None
-
-    async def text(self, table: str, key: str) -> tuple[str, int] | None:
-        found = await self.get(table, key, msgspec.Raw)
-        return None if found is None else (str(json.loads(bytes(found[0]))), found[1])
 
     async def write(self, *operations: Operation) -> list[int]:
         """All or none; the versions given. Raises Conflict when one expects another version."""
@@ -176,6 +186,5 @@ class Records:
 
     def revocation(self, revoked: Revocation) -> Put:
         """Kept a little longer than it is needed."""
-        what = f"token/{revoked.token}" if revoked.token else f"account/{revoked.account}"
         left = max(1.0, revoked.until - self._clock() + 60.0)
-        return Put(key=f"{REVOKED}{what}", table=SHARED, value=encoded(revoked), expiry=left)
+        return Put(key=revoked_key(revoked), table=SHARED, value=encoded(revoked), expiry=left)

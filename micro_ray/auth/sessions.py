@@ -20,7 +20,16 @@ from collections.abc import Callable
 
 from micro_ray.auth import MAX_TOKEN, Identity, Kind, Revocation, Tokens, checks
 from micro_ray.auth.accounts import Accounts
-from micro_ray.auth.records import ACCOUNTS, SESSIONS, SHARED, AccountRow, Records, Session, encoded
+from micro_ray.auth.records import (
+    ACCOUNTS,
+    SESSIONS,
+    SHARED,
+    AccountRow,
+    Records,
+    Session,
+    encoded,
+    revoked_key,
+)
 from micro_ray.auth.ring import KeyRing
 from micro_ray.auth.throttle import Throttle
 from micro_ray.auth.tokens import LEEWAY, Verifier
@@ -194,9 +203,10 @@ class Sessions:
             await self._ring.keys(), settings.issuer, settings.audience, self._clock
         )
         identity = verifier.verify(token)
-        revoked = await self._records.get(SHARED, f"revoked/token/{identity.token}", Revocation)
-        place = f"revoked/account/{identity.namespace}/{identity.id}"
-        account = await self._records.get(SHARED, place, Revocation)
+        voids = Revocation(token=identity.token)
+        revoked = await self._records.get(SHARED, revoked_key(voids), Revocation)
+        voids = Revocation(account=f"{identity.namespace}/{identity.id}")
+        account = await self._records.get(SHARED, revoked_key(voids), Revocation)
         if revoked is not None or (account is not None and identity.issued < account[0].before):
             raise Unauthorized("auth", "the token is refused: it was revoked; log in again")
         return identity

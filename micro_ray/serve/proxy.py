@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import grpc
 
 from micro_ray.api.body import JSON, OCTETS
-from micro_ray.api.metadata import metadata_of
+from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.paths import Paths, Target
 from micro_ray.errors import (
     BadRequest,
@@ -39,8 +39,6 @@ __all__ = ["Door", "Proxy", "split"]
 
 log = logging.getLogger(__name__)
 
-#: Bytes of the credential.
-MAX_CREDENTIALS = 8192
 #: Longest method path, in characters.
 MAX_PATH = 1024
 #: Metadata that a client may not set for a service, by the beginning or the whole of its key.

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from micro_ray.runtime.logs import Reader
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.testing import Here
+from micro_ray.settings import Pools, load, service_environ
 from micro_ray.settings import Runtime as RuntimeSettings
-from micro_ray.settings import load, service_environ
 from micro_ray.store import Store
 from micro_ray.wire import runtime as face
 from tests.fixtures.processes import marked
@@ -129,20 +129,7 @@ class Shop:
     def left(self) -> set[str]:
         """What replicas have left in folders of the living."""
         sockets = {p.name for p in self.here.bootstrap.run.iterdir()}
-        platform = {
-            f"{n}-0.sock"
-            for n in (
-                "registry",
-                "router",
-                "store",
-                "broker",
-                "events",
-                "config",
-                "limits",
-                "network",
-                "runtime",
-            )
-        } | {"events"}
+        platform = {f"{pool.name}-0.sock" for pool in fields(Pools)} | {"events"}
         status = self.state / "processes"
         return (sockets - platform) | {p.name for p in status.glob("*")}
 
