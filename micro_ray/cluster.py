@@ -32,9 +32,10 @@ from typing import Any, TypeVar
 
 from micro_ray.actors.backends import broker, events, registry
 from micro_ray.actors.placement import Machine, with_addresses
+from micro_ray.auth.passes import PrivateKey
 from micro_ray.errors import BadRequest, Conflict, MicroError, Unavailable
 from micro_ray.runtime.waiting import to_its_end
-from micro_ray.settings import RAY_NAMESPACE, Settings, here
+from micro_ray.settings import PLATFORM_FILE, RAY_NAMESPACE, Settings, here
 
 __all__ = ["Platform", "platform", "serve"]
 
@@ -79,7 +80,8 @@ async def serve(settings: Settings, report: Report) -> bool:
             was_up = starting.done()
             if was_up:
                 url = starting.result().api_url
-                report(f"ready     {url}  (this machine only: rules are not enforced yet)")
+                off = settings.auth.mode == "off"
+                report(f"ready     {url}{'  (auth is off: everybody may do everything)' * off}")
                 await asked
         finally:
             asked.cancel()
@@ -118,7 +120,7 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
             await _thread(_end_leftovers, settings)
             ladder.push_async_callback(_thread, _end_leftovers, settings)
         _check(settings)
-        settings = replace(settings, anchor=os.getpid())
+        settings = replace(settings, anchor=os.getpid(), key=_key(settings))
         address = await ladder.enter_async_context(_ray(settings))
         timed(f"ray       up  {address}")
         await _external_registry(settings, timed)
@@ -171,6 +173,28 @@ async def _first_admin(report: Report) -> None:
         report(f"admin     made; its password, shown this once: {secret}")
 
 
+def _key(settings: Settings) -> str:
+    """The key by which the platform's processes know each other, made at the first start; its
+    public half is told to what runs on this machine. Blank where nobody is asked who he is."""
+    told = settings.run / PLATFORM_FILE
+    told.unlink(missing_ok=True)
+    if settings.auth.mode == "off":
+        return ""
+    path = settings.state / "platform.key"
+    if not settings.key and not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(PrivateKey().text)
+            file.flush()
+            os.fsync(file.fileno())
+    try:
+        key = PrivateKey(settings.key or path.read_text().strip())
+    except ValueError:
+        raise BadRequest("settings", f"{path} is no key: remove it to have a new one") from None
+    told.write_text(key.public)
+    return key.text
+
+
 def _check(settings: Settings) -> None:
     """Refuse what cannot work before anything is started."""
     host = settings.api.host
@@ -178,11 +202,11 @@ def _check(settings: Settings) -> None:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback:
+    if not loopback and settings.auth.mode == "off":
         raise BadRequest(
             "settings",
-            f"api.host {host!r} is not a loopback address: the doors listen on this machine only "
-            "until there are accounts. Use 127.0.0.1.",
+            f"api.host {host!r} is not a loopback address, and auth.mode is off: everybody who "
+            "reaches it could do everything. Use 127.0.0.1, or set auth.mode to on.",
         )
     for name, port, least in (
         ("api.port", settings.api.port, 1),

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["CURRENT", "DEFAULT_NAMESPACE", "Context", "current", "new_request_id", "use"]
+__all__ = [
+    "AUTHORIZATION",
+    "CURRENT",
+    "DEFAULT_NAMESPACE",
+    "Context",
+    "current",
+    "new_request_id",
+    "use",
+]
 
 DEFAULT_NAMESPACE = "micro"
+#: The metadata of a call that says who makes it.
+AUTHORIZATION = "authorization"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +36,11 @@ class Context:
     ``deadline`` is on the clock of ``time.monotonic()`` in seconds, None when there is none.
     ``trace`` is a W3C ``traceparent`` value or "". ``metadata`` is what the caller sent along,
     keys in lower case.
+
+    ``caller`` is the id of the account that calls, as it was verified ("": nobody, or nobody asks),
+    and ``identity`` all that is known of it (:class:`micro_ray.auth.Identity`). ``reach`` raises
+    Forbidden when the call may not be about another namespace too; None: nothing is asked.
+    ``trusted`` says that a process of the platform makes the call, for whomever.
     """
 
     namespace: str = DEFAULT_NAMESPACE
@@ -35,12 +51,32 @@ class Context:
     trace: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    identity: Any = None
+    trusted: bool = True
+    reach: Callable[[str], None] | None = None
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, never below zero; None without a deadline."""
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def whose(self) -> str | None:
+        """The namespace whose things alone the caller may see ("": nobody's, which is what all may
+        see); None for who acts in every namespace, and where nothing is asked."""
+        if self.reach is None or (self.identity is not None and self.identity.everywhere):
+            return None
+        return "" if self.identity is None else str(self.identity.namespace)
+
+    def within(self, namespace: str) -> str:
+        """The namespace that a verb is about: the one that is asked for, or that of the call.
+        ``*`` is every one. Raises Forbidden where the caller may not be."""
+        if not namespace or namespace == self.namespace:
+            return self.namespace
+        if self.reach is not None:
+            self.reach(namespace)
+        return namespace
 
 
 #: The one module-level variable of the project: one value per task.

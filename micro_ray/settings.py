@@ -18,13 +18,14 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from micro_ray.errors import BadRequest
 
 __all__ = [
+    "PLATFORM",
     "RAY_NAMESPACE",
     "Api",
     "Bootstrap",
@@ -51,6 +52,8 @@ __all__ = [
 RAY_NAMESPACE = "micro"
 #: Longest path of a Unix socket on Linux (``sun_path`` of 108 bytes less the final zero).
 MAX_SOCKET_PATH = 107
+#: The file under ``run`` with the public half of the platform's key.
+PLATFORM_FILE = "platform.pub"
 #: Where frames listen whom only this machine calls.
 LOOPBACK = "127.0.0.1"
 
@@ -124,6 +127,7 @@ LARGEST = 2**53
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "runtime.driver": ("ray", "process"),
     "ray.auth": ("token", "disabled"),
+    "auth.mode": ("on", "off"),
 }
 
 T = TypeVar("T", "Settings", "Bootstrap")
@@ -138,7 +142,8 @@ class Api:
     ``max_headers`` are bytes of a request's head, which has ``header_timeout`` seconds to arrive;
     ``timeout`` bounds the body's arrival and a unary call. A client that takes nothing of its
     answer for ``stall_timeout`` seconds is cut off; a silent event stream says so every
-    ``heartbeat`` seconds. ``cors_origins`` are the origins whose pages may call ("*": any).
+    ``heartbeat`` seconds. Of hosts below ``domain`` the first label names the namespace
+    (``acme.example.org``). ``cors_origins`` are the origins whose pages may call ("*": any).
     """
 
     host: str = "127.0.0.1"
@@ -153,6 +158,7 @@ class Api:
     header_timeout: float = 10.0
     stall_timeout: float = 60.0
     heartbeat: float = 15.0
+    domain: str = ""
     cors_origins: tuple[str, ...] = ()
 
 
@@ -263,12 +269,14 @@ class Auth:
     ``access_ttl`` seconds, those of processes ``process_ttl``, and a session that is not used
     ``refresh_ttl``. Keys that sign are replaced after ``key_ttl``; ``key_file`` holds the keys that
     they are sealed with (blank: ``<state>/auth.keys``). After ``attempts`` failed logins an account
-    waits, longer each time."""
+    waits, longer each time. ``mode`` "off" lets everybody do everything, and keeps the doors to
+    this machine."""
 
+    mode: str = "on"
     issuer: str = "micro"
     audience: str = "micro"
     access_ttl: float = 900.0
-    process_ttl: float = 600.0
+    process_ttl: float = 3600.0
     refresh_ttl: float = 30 * 86_400.0
     key_ttl: float = 90 * 86_400.0
     key_file: Path = Path()
@@ -337,6 +345,10 @@ class Pools:
     runtime: int = 1
 
 
+#: The platform's own services, which are of the namespace ``micro``, and of no other.
+PLATFORM = frozenset({"api", "proxy", *(item.name for item in fields(Pools))})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """``driver``: "ray" (actors) or "process", for workloads that do not say. ``max_source`` and
@@ -370,7 +382,8 @@ class Settings:
     ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address``
     is its IP address on which frames listen for other machines (blank: 127.0.0.1, or the node's own
     on a Ray that was joined; whoever reaches it may call, so let it be a private network's).
-    ``anchor`` is the pid of the server process, whose end ends what it started (0: none)."""
+    ``anchor`` is the pid of the server process, whose end ends what it started (0: none). ``key``
+    is the private key by which the platform's processes know each other; the server makes it."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
@@ -379,6 +392,7 @@ class Settings:
     host: str = ""
     address: str = ""
     anchor: int = 0
+    key: str = field(default="", repr=False)
     api: Api = Api()
     proxy: Proxy = Proxy()
     registry: Registry = Registry()
@@ -399,7 +413,10 @@ class Settings:
 class Bootstrap:
     """What a process needs to join: where registries and routers listen, who and where it is (the
     name of its machine and the IP address on which it listens there), how long it is known without
-    a sign of life, how it calls, and the limits of its frames."""
+    a sign of life, how it calls, and the limits of its frames. ``platform`` is the public half of
+    the platform's key (blank: nobody is asked who he is), ``identity`` who a replica is.
+    A client is whose access token ``token`` is, or who is logged in at ``place`` by the file
+    ``credentials``."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -410,6 +427,12 @@ class Bootstrap:
     instance: str = ""
     version: str = ""
     ttl: float = 30.0
+    platform: str = ""
+    identity: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    credentials: Path = Path()
+    place: str = ""
+    auth: Auth = Auth()
     network: Network = Network()
     wire: Wire = Wire()
 
@@ -556,9 +579,23 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         instance=environ.get("MICRO_INSTANCE", ""),
         version=environ.get("MICRO_SERVICE_VERSION", ""),
         ttl=settings.registry.ttl,
+        platform=environ.get("MICRO_PLATFORM", "") or _platform(settings.run),
+        identity=environ.get("MICRO_IDENTITY", ""),
+        token=environ.get("MICRO_TOKEN", ""),
+        credentials=settings.credentials,
+        place=str(settings.state),
+        auth=settings.auth,
         network=settings.network,
         wire=settings.wire,
     )
+
+
+def _platform(run: Path) -> str:
+    """The public half of the key of the platform that runs here, blank where it asks nobody."""
+    try:
+        return (run / PLATFORM_FILE).read_text().strip()
+    except OSError:
+        return ""
 
 
 #: A setting by its dotted name: what was given, and by whom.
@@ -688,6 +725,9 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_ADDRESS": boot.address,
         "MICRO_RUN": str(boot.run),
         "MICRO_STATE": str(settings.state),
+        "MICRO_PLATFORM": boot.platform,
+        "MICRO_AUTH_ISSUER": boot.auth.issuer,
+        "MICRO_AUTH_AUDIENCE": boot.auth.audience,
         **_variables("network", boot.network),
         **_variables("wire", boot.wire),
     }

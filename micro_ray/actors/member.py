@@ -18,12 +18,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
+from micro_ray.auth.passes import Passes, PrivateKey, platform
 from micro_ray.finding import Examined
-from micro_ray.network import Dialer
+from micro_ray.network import Credentials, Dialer
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, Settings, bootstrap, here
@@ -33,6 +35,7 @@ from micro_ray.wire.host import Host
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.protocol import limits_of as frames
 from micro_ray.wire.router import Follower
+from micro_ray.wire.trust import Trust
 
 __all__ = ["Member", "limits_of"]
 
@@ -63,12 +66,24 @@ class Member:
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         self._stack = contextlib.AsyncExitStack()
+        #: By which this process is known, and what it knows of others; None: nobody asks.
+        self.passes: Passes | None = None
+        self.trust: Trust | None = None
         self._stopped = asyncio.Event()
         # A worker that Ray starts "nice" loses the CPU to every other process under load.
         if settings.ray.address != "local" and os.nice(0) > 0:
             sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
         try:
+            if settings.key:
+                key = PrivateKey(settings.key)
+                self.passes = platform(key, self.service)
+                trust = Trust(
+                    self.dialer(), self.bootstrap.auths, settings.auth, platform=key.public
+                )
+                self.trust = await self._stack.enter_async_context(trust)
             endpoints = await self.open()
+            if self.trust is not None:
+                endpoints.callers = self.trust.callers(self.service)
             backend = getattr(self, "backend", None)
             if isinstance(backend, Examined):
                 endpoints.examine(backend.examine)
@@ -83,10 +98,17 @@ class Member:
 
     @property
     def bootstrap(self) -> Bootstrap:
-        return bootstrap(self.settings, {})
+        boot = bootstrap(self.settings, {})
+        if self.passes is None:
+            return boot
+        return replace(boot, platform=self.passes.key.public)
 
     def dialer(self) -> Dialer:
-        return WireDialer(limits=limits_of(self.settings))
+        return WireDialer(limits=limits_of(self.settings), credentials=self._credentials)
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        return None if self.passes is None else self.passes.itself
 
     async def network(self) -> tuple[Network, Table]:
         """A caller of other services with its own watched table, closed with this member."""
@@ -101,7 +123,6 @@ class Member:
         return Host(
             service=self.service,
             endpoints=endpoints,
-            namespace=self.settings.namespace,
             registry_addresses=self.bootstrap.registry,
             run_dir=self.settings.run,
             socket_name=f"{self.service}-{self.index}",
@@ -112,6 +133,7 @@ class Member:
             limits=limits_of(self.settings),
             ttl=self.settings.registry.ttl,
             drain=DRAIN,
+            credentials=self._credentials,
         )
 
     def _port(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
-from micro_ray.runtime import LogLine, Progress, Status, Workload
+from micro_ray.auth import SERVICE
+from micro_ray.auth.passes import Issuer, PrivateKey
+from micro_ray.runtime import LogLine, Progress, Replica, Status, Workload
 from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.ray import RayDriver
@@ -38,17 +40,20 @@ class RuntimeActor(Member):
             namespace=settings.namespace,
             limit=settings.runtime.max_source,
         )
+        identify = self._identify() if settings.key else None
         drivers = {
             "ray": RayDriver(
                 settings.state,
                 self.bootstrap,
                 archive=archives.packed,
+                identify=identify,
                 log_limit=settings.runtime.log_bytes,
             ),
             "process": ProcessDriver(
                 settings.state,
                 environ=service_environ(self.bootstrap, settings),
                 known=table.has,
+                identify=identify,
                 anchor=settings.anchor,
                 grace=settings.runtime.drain_timeout,
                 log_limit=settings.runtime.log_bytes,
@@ -66,6 +71,18 @@ class RuntimeActor(Member):
             )
         )
         return face.endpoints(self.backend)
+
+    def _identify(self) -> Callable[[Replica], str]:
+        """Gives each replica a key of its own and the access token that names it."""
+        auth = self.settings.auth
+        issuer = Issuer(PrivateKey(self.settings.key), auth.issuer, auth.audience, auth.process_ttl)
+
+        def identify(replica: Replica) -> str:
+            own = PrivateKey()
+            token = issuer.issue(replica.id, replica.namespace, (SERVICE,), own.public)
+            return f"{token} {own.text}"
+
+        return identify
 
     async def stop(self) -> None:
         """Stop all replicas in good order; what is desired stays as it is."""

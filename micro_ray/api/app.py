@@ -18,7 +18,9 @@ from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
 from micro_ray.api.paths import Paths, Target
 from micro_ray.api.streams import serve_stream
+from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.api.websocket import serve_websocket
+from micro_ray.auth import Resource
 from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
 from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
 from micro_ray.limits.pressure import Pressure
@@ -39,6 +41,10 @@ RESERVED = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json", "/f
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
+#: Namespaces whose paths are remembered, and documents.
+NAMESPACES, DOCUMENTS = 1000, 100
+#: What rules call the door's figures.
+METRICS = Resource(name="api", endpoint="Api.Metrics")
 #: Largest ``Retry-After``, in seconds.
 MAX_RETRY = 86_400
 
@@ -67,13 +73,13 @@ class Api:
         ready: Callable[[], bool],
         gate: Gate | None = None,
         pressure: Pressure | None = None,
-        namespace: str = "micro",
+        visitors: Visitors | None = None,
         version: str = "0.1.0",
     ) -> None:
         self.network = network
         self.settings = settings
-        self.namespace = namespace
-        self.paths = Paths(table, namespace)
+        self.visitors = visitors or Visitors()
+        self._paths: dict[str, Paths] = {}
         self.metrics = Metrics()
         self.origins = Origins(settings.cors_origins)
         self._gate = gate
@@ -81,7 +87,7 @@ class Api:
         self._table = table
         self._ready = ready
         self._version = version
-        self._openapi: tuple[int, bytes] = (-1, b"")
+        self._openapi: dict[Any, bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -103,13 +109,13 @@ class Api:
                 code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                await self._options(self.paths.allowed(path), headers, request_id, send)
+                allowed = self._paths_of(self.visitors.nobody.namespace).allowed(path)
+                await self._options(allowed, headers, request_id, send)
                 return
-            target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
+            visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
             service, stream = target.service, bool(target.stream)
-            if service == "auth":
-                metadata |= _credentials(scope, headers)
-            admission = self.limited(target) or await self.obtain(target)
+            metadata |= self.along(visitor, target, scope, headers)
+            admission = self.limited(visitor, target) or await self.obtain(visitor, target)
             self.metrics.in_flight += 1
             try:
                 if stream:
@@ -159,7 +165,7 @@ class Api:
                 target.service,
                 target.endpoint,
                 body,
-                namespace=self.namespace,
+                namespace=metadata["micro-namespace"],
                 timeout=self.timeout(headers),
                 content=kind,
                 metadata=metadata,
@@ -188,8 +194,10 @@ class Api:
 
     # -- what streams and websockets need too ----------------------------------------------------
 
-    def admit(self, scope: Scope, method: str, headers: Mapping[bytes, bytes]) -> Target:
-        """The target of a request that may be served. Raises what says why not."""
+    def admit(
+        self, scope: Scope, method: str, headers: Mapping[bytes, bytes]
+    ) -> tuple[Visitor, Target]:
+        """Who asks, and the target of a request that may be served. Raises what says why not."""
         if self.metrics.in_flight >= self.settings.max_in_flight:
             raise Unavailable("api", "too many requests are under way here", 1.0)
         if self._pressure.short:
@@ -200,29 +208,57 @@ class Api:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
-        target = self.paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
+        visitor = self.visitors.of(headers)
+        paths = self._paths_of(visitor.namespace)
+        target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
         if b"origin" in headers or b"sec-fetch-site" in headers:
             reads = target.read and method == "GET" and scope["type"] == "http"
             if not reads:
                 self.origins.check(headers)
-        return target
+        self.visitors.check(visitor, target.resource)
+        return visitor, target
 
-    def limited(self, target: Target, account: str = "") -> Admission | None:
+    def _paths_of(self, namespace: str) -> Paths:
+        paths = self._paths.get(namespace)
+        if paths is None:
+            if len(self._paths) >= NAMESPACES:
+                self._paths.clear()
+            paths = self._paths[namespace] = Paths(self._table, namespace)
+        return paths
+
+    def along(
+        self, visitor: Visitor, target: Target, scope: Scope, headers: Mapping[bytes, bytes]
+    ) -> dict[str, str]:
+        """What of who asks goes on to the service."""
+        found = self.visitors.along(visitor, target.service)
+        found["micro-namespace"] = visitor.namespace
+        if target.service == "auth":
+            if self.visitors.guard is None and b"authorization" in headers:
+                # Nobody looks at it here: auth does, and whoever else got it might use it.
+                found["authorization"] = headers[b"authorization"].decode("latin-1")
+            client = scope.get("client")
+            if client:
+                found["micro-source"] = str(client[0])
+        return found
+
+    def limited(self, visitor: Visitor, target: Target) -> Admission | None:
         """What lets a call in, to be released when it is over; None: :meth:`obtain` it. Raises
         TooManyRequests."""
         if self._gate is None:
             return FREE
-        return self._gate.admit(self.namespace, account, target.service, target.endpoint)
+        space = visitor.namespace
+        return self._gate.admit(space, visitor.account, target.service, target.endpoint)
 
-    async def obtain(self, target: Target, account: str = "") -> Admission:
+    async def obtain(self, visitor: Visitor, target: Target) -> Admission:
         """As :meth:`limited`, after asking the limiter."""
         if self._gate is None:
             return FREE
-        return await self._gate.obtain(self.namespace, account, target.service, target.endpoint)
+        space = visitor.namespace
+        return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
-        """The request's id and what goes on to the service."""
-        request_id, metadata = metadata_of(headers, self.namespace)
+        """The request's id and what of its head goes on to the service."""
+        request_id, metadata = metadata_of(headers)
         if self._gate is not None:
             metadata[ADMITTED] = "1"
         return request_id, metadata
@@ -269,7 +305,8 @@ class Api:
         if retry is not None:
             lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
         if isinstance(error, MethodNotAllowed):
-            lines.append((b"allow", _allow(self.paths.allowed(scope["path"]))))
+            paths = self._paths_of(self.visitors.nobody.namespace)
+            lines.append((b"allow", _allow(paths.allowed(scope["path"]))))
         await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
         body = b"" if scope.get("method") == "HEAD" else body
         await send({"type": f"{prefix}body", "body": body})
@@ -296,11 +333,10 @@ class Api:
                 }
             )
         elif path == "/metrics":
+            self.visitors.check(self.visitors.of(headers), METRICS)
             body, media = self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
-            if self._openapi[0] != self._table.version:
-                self._openapi = (self._table.version, document(self._table, self.namespace))
-            body = self._openapi[1]
+            body = self._document(self.visitors.of(headers))
         elif path == "/favicon.ico":
             status, body = 204, b""
         else:
@@ -311,6 +347,23 @@ class Api:
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         return status
+
+    def _document(self, visitor: Visitor) -> bytes:
+        """What the visitor may call; the same for all who may the same."""
+        visitors, namespace = self.visitors, visitor.namespace
+        grants = None if visitor.identity is None else visitor.identity.grants
+        revision = 0 if visitors.guard is None else visitors.guard.revision
+        key = (self._table.version, revision, namespace, grants)
+        body = self._openapi.get(key)
+        if body is None:
+            if len(self._openapi) >= DOCUMENTS or any(k[:2] != key[:2] for k in self._openapi):
+                self._openapi.clear()
+
+            def shown(service: str, endpoint: str) -> bool:
+                return visitors.allows(visitor, Resource(name=service, endpoint=endpoint))
+
+            body = self._openapi[key] = document(self._table, namespace, shown)
+        return body
 
     async def _options(
         self, methods: list[str], headers: Mapping[bytes, bytes], request_id: bytes, send: Send
@@ -324,17 +377,6 @@ class Api:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": lines})
         await send({"type": "http.response.body", "body": b""})
-
-
-def _credentials(scope: Scope, headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Who asks and from where, for auth alone: whoever gets a token may use it."""
-    found = {}
-    if b"authorization" in headers:
-        found["authorization"] = headers[b"authorization"].decode("latin-1")
-    client = scope.get("client")
-    if client:
-        found["micro-source"] = str(client[0])
-    return found
 
 
 def _allow(methods: list[str]) -> bytes:

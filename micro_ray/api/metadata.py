@@ -20,7 +20,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def metadata_of(headers: Mapping[bytes, bytes], namespace: str) -> tuple[bytes, dict[str, str]]:
+def metadata_of(headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
     """The request's id, made where none came that fits, and what goes on to the service."""
     request_id = headers.get(b"x-request-id", b"")
     trace = headers.get(b"traceparent", b"")
@@ -32,7 +32,6 @@ def metadata_of(headers: Mapping[bytes, bytes], namespace: str) -> tuple[bytes, 
         "traceparent": trace.decode()
         if _TRACE.fullmatch(trace)
         else f"00-{fresh[32:64]}-{fresh[64:80]}-01",
-        "micro-namespace": namespace,
     }
     for name, key in FORWARDED:
         value = headers.get(name)

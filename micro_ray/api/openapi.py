@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -34,22 +34,25 @@ _ERROR_REF = {"$ref": "#/components/schemas/Error"}
 MAX_DEPTH = 64
 
 
-def document(table: Table, namespace: str) -> bytes:
-    """The document as JSON. An endpoint is shown at the templates it binds, or else at the path of
-    the rule; where two bind the same, the one whose service and name come first."""
+def document(table: Table, namespace: str, shown: Callable[[str, str], bool]) -> bytes:
+    """The document as JSON, of the endpoints that ``shown(service, endpoint)`` accepts. One is
+    shown at the templates it binds, or else at the path of the rule; where two bind the same, the
+    one whose service and name come first."""
     paths: dict[str, dict[str, Any]] = {}
     spelled: dict[str, str] = {}
     schemas: dict[str, Any] = {"Error": _ERROR}
     for service in table.services(namespace):
         entry = table.entry(namespace, service)
         for endpoint in sorted(entry.endpoints if entry else (), key=lambda e: e.name):
-            shown = _Shown(service, endpoint, schemas)
+            if not shown(service, endpoint.name):
+                continue
+            operation = _Shown(service, endpoint, schemas).operation
             for path, method in _places(service, endpoint):
                 # Paths that differ in the names of their parameters only are one path.
                 path = spelled.setdefault(_PARAMETER.sub("{}", path), path)
                 operations = paths.setdefault(path, {})
                 if method not in operations:
-                    operations[method] = shown.operation(path, method)
+                    operations[method] = operation(path, method)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

@@ -31,6 +31,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from micro_ray.api.templates import Template, parse
+from micro_ray.auth import Resource
 from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
@@ -56,7 +57,8 @@ _DOTS = re.compile(r"/\.\.?(?:/|$)")
 class Target:
     """Where a request goes; ``fields`` were captured from the path. ``raw_in`` and ``raw_out`` say
     that request and answer are bytes that mean nothing to the door; ``read`` that the endpoint
-    binds GET itself, and so only reads; ``idempotent`` what it says of itself, None for nothing."""
+    binds GET itself, and so only reads; ``idempotent`` what it says of itself, None for nothing;
+    ``resource`` is what rules call it."""
 
     service: str
     endpoint: str
@@ -68,6 +70,7 @@ class Target:
     raw_out: bool = False
     read: bool = False
     idempotent: bool | None = None
+    resource: Resource = field(default_factory=Resource)
 
     def repeatable(self, method: str) -> bool:
         """Whether a call that a node has failed may be made on another: what the endpoint says, or
@@ -277,6 +280,7 @@ def _target(entry: Entry, endpoint: Endpoint) -> Target:
         raw_in=endpoint.request.get("contentEncoding") == "binary",
         raw_out=endpoint.response.get("contentEncoding") == "binary",
         idempotent=idempotent_of(endpoint),
+        resource=Resource(name=entry.service, endpoint=endpoint.name),
     )
 
 

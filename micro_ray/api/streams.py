@@ -85,7 +85,7 @@ async def serve_stream(
     stream = await api.network.open(
         target.service,
         target.endpoint,
-        namespace=api.namespace,
+        namespace=metadata["micro-namespace"],
         timeout=api.given_timeout(headers),
         content=content,
         metadata=metadata,

@@ -21,6 +21,7 @@ import msgspec
 
 from micro_ray.api.body import OCTETS, ClientGone, build, client_gone, field_metadata, merged
 from micro_ray.api.paths import Target
+from micro_ray.api.visitors import Visitor
 from micro_ray.errors import BadRequest, InternalError, MethodNotAllowed, MicroError, TooLarge
 from micro_ray.network import Stream
 
@@ -41,16 +42,17 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
     service, code = "api", 101
     await receive()  # websocket.connect
     try:
-        target = _admit(api, scope, headers)
+        visitor, target = _admit(api, scope, headers)
+        metadata |= api.along(visitor, target, scope, headers)
         timeout = api.given_timeout(headers)
-        socket = _Socket(api, scope, receive, send, target, metadata, timeout)
+        socket = _Socket(api, scope, receive, send, visitor, target, metadata, timeout)
     except MicroError as error:
         await _refuse(api, error, scope, request_id, send, headers)
         api.metrics.count(service, error.code, None)
         return
     service = target.service
     try:
-        admission = api.limited(target) or await api.obtain(target)
+        admission = api.limited(visitor, target) or await api.obtain(visitor, target)
     except MicroError as error:
         await _refuse(api, error, scope, request_id, send, headers)
         api.metrics.count(service, error.code, None)
@@ -80,7 +82,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
         api.metrics.count(service, code, None)
 
 
-def _admit(api: Api, scope: Any, headers: Mapping[bytes, bytes]) -> Target:
+def _admit(api: Api, scope: Any, headers: Mapping[bytes, bytes]) -> tuple[Visitor, Target]:
     """A handshake is a GET; a path that is bound for POST only is meant all the same."""
     try:
         return api.admit(scope, "GET", headers)
@@ -97,11 +99,13 @@ class _Socket:
         scope: Any,
         receive: Any,
         send: Any,
+        visitor: Visitor,
         target: Target,
         metadata: dict[str, str],
         timeout: float | None,
     ) -> None:
         self._api = api
+        self._visitor = visitor
         self._receive = receive
         self._send = send
         self._target = target
@@ -132,13 +136,14 @@ class _Socket:
         longest = api.settings.timeout
         while True:
             body, content = build("POST", target, self._query, {}, await frames.get())
-            admission = api.limited(target) or await api.obtain(target)
+            visitor = self._visitor
+            admission = api.limited(visitor, target) or await api.obtain(visitor, target)
             try:
                 answer = await api.network.call(
                     target.service,
                     target.endpoint,
                     body,
-                    namespace=api.namespace,
+                    namespace=self._visitor.namespace,
                     timeout=min(self._timeout or longest, longest),
                     content=content,
                     metadata=self._metadata,
@@ -156,7 +161,7 @@ class _Socket:
         opened = await self._api.network.open(
             target.service,
             target.endpoint,
-            namespace=self._api.namespace,
+            namespace=self._visitor.namespace,
             timeout=self._timeout,
             content=self._content,
             metadata=self._metadata,

@@ -50,6 +50,8 @@ MAX_PRIORITY = 2**31 - 1
 MAX_TOKEN = 8192
 #: Scopes with a meaning: of who administers a namespace, and of what runs in it.
 ADMIN, SERVICE = "admin", "service"
+#: The scope of the platform's own processes.
+PLATFORM = "platform"
 
 
 class Kind(StrEnum):
@@ -89,7 +91,8 @@ class Created:
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Who calls, as a verified token says. ``token`` is the token's id; times are in seconds since
-    1970."""
+    1970. ``key`` is the public half of the key that a process has proved to have (``x`` of a JWK),
+    blank for who has none."""
 
     id: str
     kind: Kind = Kind.USER
@@ -98,6 +101,7 @@ class Identity:
     token: str = ""
     issued: float = 0.0
     expires: float = 0.0
+    key: str = ""
 
     @cached_property
     def grants(self) -> tuple[str, frozenset[str]]:
@@ -111,6 +115,14 @@ class Identity:
     def admin(self) -> bool:
         """Whether he administers his namespace."""
         return ADMIN in self.grants[1]
+
+    @cached_property
+    def everywhere(self) -> bool:
+        """Whether he may act in every namespace: who administers the platform, and its own
+        processes."""
+        if self.namespace != DEFAULT:
+            return False
+        return self.admin or (self.kind is Kind.SERVICE and PLATFORM in self.grants[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

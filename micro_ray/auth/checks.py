@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from micro_ray.auth import (
     ADMIN,
-    DEFAULT,
     MAX_ID,
     MAX_METADATA,
     MAX_METADATA_BYTES,
@@ -16,7 +15,6 @@ from micro_ray.auth import (
     MAX_SCOPES,
     MAX_SECRET,
     MIN_SECRET,
-    SERVICE,
     Identity,
     Kind,
     Rule,
@@ -25,7 +23,6 @@ from micro_ray.errors import BadRequest, Forbidden, TooLarge, Unauthorized
 
 __all__ = [
     "administers",
-    "everywhere",
     "grants",
     "id_of",
     "metadata_of",
@@ -133,24 +130,17 @@ def somebody(by: Identity | None) -> Identity:
     return by
 
 
-def everywhere(by: Identity) -> bool:
-    """Whether he may act in every namespace: who administers the platform, and its own parts."""
-    if by.namespace != DEFAULT:
-        return False
-    return by.admin or (by.kind is Kind.SERVICE and SERVICE in by.grants[1])
-
-
 def within(by: Identity | None, namespace: str) -> Identity:
     """An account of this namespace, or one that may act in all."""
     account = somebody(by)
-    if account.namespace != namespace and not everywhere(account):
+    if account.namespace != namespace and not account.everywhere:
         raise Forbidden("auth", f"access denied to namespace {namespace}")
     return account
 
 
 def administers(by: Identity | None, namespace: str) -> Identity:
     account = within(by, namespace)
-    if not account.admin and not everywhere(account):
+    if not account.admin and not account.everywhere:
         raise Forbidden("auth", f"{account.id} does not administer {namespace}: scope {ADMIN} does")
     return account
 

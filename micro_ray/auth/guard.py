@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from micro_ray.auth import DEFAULT, Decision, Identity, Resource, Revocation, Update
-from micro_ray.auth.checks import everywhere
+from micro_ray.auth import DEFAULT, Decision, Identity, Key, Resource, Revocation, Update
 from micro_ray.auth.rules import Rules
 from micro_ray.auth.tokens import LEEWAY, Verifier
 from micro_ray.errors import Forbidden, Unauthorized, Unavailable
@@ -25,11 +24,14 @@ _PLATFORM = Decision(allowed=True, rule=None, why=f"it acts for the platform ({D
 
 
 class Guard:
+    """``platform`` is the public half of the platform's key, which signs the tokens of replicas."""
+
     def __init__(
         self,
         issuer: str = DEFAULT,
         audience: str = DEFAULT,
         clock: Callable[[], float] = time.time,
+        platform: str = "",
     ) -> None:
         self.revision = -1
         #: Whether what is known may be old.
@@ -37,7 +39,9 @@ class Guard:
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
-        self._verifier: Verifier | None = None
+        self._own = (Key(id=platform[:16], x=platform, state="active"),) if platform else ()
+        self._verifier = Verifier(self._own, issuer, audience, clock)
+        self._ready = False
         self._verified: dict[str, Identity] = {}
         self._rules: dict[str, Rules] = {}
         self._tokens: dict[str, float] = {}
@@ -46,7 +50,7 @@ class Guard:
     @property
     def ready(self) -> bool:
         """Whether everything has come once."""
-        return self._verifier is not None
+        return self._ready
 
     def apply(self, update: Update) -> None:
         """Learn; afterwards decisions are by it."""
@@ -54,9 +58,10 @@ class Guard:
             self.stale = True
             return
         if update.full:
-            self._rules = {}
+            self._rules, self._ready = {}, True
         if update.keys is not None:
-            self._verifier = Verifier(update.keys, self._issuer, self._audience, self._clock)
+            keys = (*update.keys, *self._own)
+            self._verifier = Verifier(keys, self._issuer, self._audience, self._clock)
             self._verified.clear()
         for space, rule in update.rules:
             self._rules_of(space).put(rule)
@@ -93,27 +98,37 @@ class Guard:
         before anything is known."""
         identity = self._verified.get(token)
         if identity is None:
-            if self._verifier is None:
-                raise Unavailable("auth", "the keys of tokens are not known here yet", 1.0)
-            identity = self._verifier.verify(token)
+            identity = self._first(token)
             if len(self._verified) >= REMEMBERED:
                 self._verified.clear()
             self._verified[token] = identity
         elif identity.expires < self._clock() - LEEWAY:
             del self._verified[token]
             raise Unauthorized("auth", "the token is refused: it has expired: log in again")
+        self.standing(identity)
+        return identity
+
+    def _first(self, token: str) -> Identity:
+        try:
+            return self._verifier.verify(token)
+        except Unauthorized:
+            if not self._ready:
+                raise _unknown() from None
+            raise
+
+    def standing(self, identity: Identity) -> None:
+        """Raises Unauthorized when the token of somebody who was verified is void."""
         if identity.token in self._tokens:
             raise _revoked()
         voids = self._accounts.get((identity.namespace, identity.id))
         if voids is not None and identity.issued < voids[0]:
             raise _revoked()
-        return identity
 
     def decide(
         self, identity: Identity | None, resource: Resource, namespace: str = DEFAULT
     ) -> Decision:
         """Whether ``identity`` (None: nobody) may call a resource of a namespace."""
-        if identity is not None and everywhere(identity):
+        if identity is not None and identity.everywhere:
             return _PLATFORM
         rules = self._rules.get(namespace)
         if rules is None:
@@ -125,13 +140,20 @@ class Guard:
     def check(
         self, identity: Identity | None, resource: Resource, namespace: str = DEFAULT
     ) -> None:
-        """Raises Unauthorized for nobody, Forbidden for somebody who may not."""
+        """Raises Unauthorized for nobody, Forbidden for somebody who may not, Unavailable before
+        anything is known."""
+        if not self._ready and not (identity is not None and identity.everywhere):
+            raise _unknown()
         if self.decide(identity, resource, namespace).allowed:
             return
         what = f"{resource.name}:{resource.endpoint}"
         if identity is None:
             raise Unauthorized(resource.name, f"Unauthorized call made to {what}: log in")
         raise Forbidden(resource.name, f"Forbidden call made to {what} by {identity.id}")
+
+
+def _unknown() -> Unavailable:
+    return Unavailable("auth", "keys and rules are not known here yet", 1.0)
 
 
 def _revoked() -> Unauthorized:

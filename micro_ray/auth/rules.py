@@ -45,12 +45,17 @@ DEFAULTS: tuple[Rule, ...] = (
     *_service("default-login", "", "auth", "Auth.Token", priority=1000),
     *_service("default-refresh", "", "auth", "Auth.Refresh", priority=1000),
     *_service("default-keys", "", "auth", "Auth.Keys", priority=1000),
+    *_service("default-routes", "", "router", "Router.Watch", priority=1000),
     *_service("default-admin", "admin", "*", priority=500),
     *_service("default-service", "service", "*", priority=500),
     *_service("default-runtime-read", "*", "runtime", "Runtime.Read", priority=400),
     *_service(
-        "default-closed", "*", "config limits runtime store", access=Access.DENIED, priority=300
+        "default-closed", "*", "api config limits runtime store", access=Access.DENIED, priority=300
     ),
+    *_service("default-attach", "*", "registry", "Registry.Attach", Access.DENIED, 300),
+    *_service("default-register", "*", "registry", "Registry.Register", Access.DENIED, 300),
+    *_service("default-renew", "*", "registry", "Registry.Renew", Access.DENIED, 300),
+    *_service("default-deregister", "*", "registry", "Registry.Deregister", Access.DENIED, 300),
     *_service("default", "*", "*"),
 )
 

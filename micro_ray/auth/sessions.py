@@ -218,7 +218,7 @@ class Sessions:
             await self._end(found.group(1), by)
             return
         if _TOKEN_ID.fullmatch(token):
-            if not checks.everywhere(by):
+            if not by.everywhere:
                 raise Forbidden("auth", "whose token that id is cannot be told: give the token")
             longest = max(self._settings.access_ttl, self._settings.process_ttl)
             id, until = token, self._clock() + longest

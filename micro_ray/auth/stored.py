@@ -91,7 +91,7 @@ class StoredAuth(Auth):
 
     async def _of_platform(self, by: Caller) -> Identity:
         account = checks.somebody(await self._who(by))
-        if not checks.everywhere(account):
+        if not account.everywhere:
             raise Forbidden("auth", f"{account.id} does not act for the platform ({DEFAULT})")
         return account
 
@@ -304,7 +304,7 @@ class StoredAuth(Auth):
                     why = f"the account {found.id} is disabled"
                     return Decision(allowed=False, rule=None, why=why)
                 whom = Identity(id=found.id, kind=found.kind, namespace=space, scopes=found.scopes)
-        if whom is not None and checks.everywhere(whom):
+        if whom is not None and whom.everywhere:
             return Decision(allowed=True, rule=None, why=f"it acts for the platform ({DEFAULT})")
         return (await self._rules_of(namespace)).decide(whom, resource)
 

@@ -1,9 +1,10 @@
 """Access tokens: JWTs by PyJWT, signed by Ed25519 (RFC 8037), of the shape of RFC 9068.
 
 Header ``{alg: EdDSA, typ: at+jwt, kid}``; claims ``iss``, ``sub`` (the account's id), ``aud``,
-``exp``, ``iat``, ``nbf``, ``jti``, ``scope`` (separated by blanks), and ours: ``namespace`` and
-``kind``. The algorithm is ours to say, never the token's; keys are found by ``kid`` among those
-that we have, and nothing else of the header is used. docs/security.md goes through RFC 8725.
+``exp``, ``iat``, ``nbf``, ``jti``, ``scope`` (separated by blanks), ours ``namespace`` and
+``kind``, and of a process ``cnf`` (RFC 7800), the key it is bound to. The algorithm is ours to say,
+never the token's; keys are found by ``kid`` among those that we have, and nothing else of the
+header is used. docs/security.md goes through RFC 8725.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ LEEWAY = 5.0
 
 _REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti"]
 _FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+#: 32 bytes in base64url.
+_X = re.compile(r"[A-Za-z0-9_-]{43}")
 #: Times are ours to check: PyJWT has no clock to be given.
 _OPTIONS: Any = {
     "require": _REQUIRED,
@@ -57,7 +60,7 @@ class Signer:
 
     def sign(self, identity: Identity) -> str:
         """A token that says this; its id and times are the identity's."""
-        claims = {
+        claims: dict[str, Any] = {
             "iss": self._issuer,
             "sub": identity.id,
             "aud": self._audience,
@@ -69,6 +72,8 @@ class Signer:
             "namespace": identity.namespace,
             "kind": str(identity.kind),
         }
+        if identity.key:
+            claims["cnf"] = {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": identity.key}}
         return jwt.encode(claims, self._private, algorithm=ALGORITHM, headers=self._header)
 
 
@@ -157,7 +162,21 @@ class Verifier:
             token=token,
             issued=issued,
             expires=expires,
+            key=_key(claims),
         )
+
+
+def _key(claims: dict[str, Any]) -> str:
+    """The key that the token is bound to, blank for none."""
+    if "cnf" not in claims:
+        return ""
+    try:
+        key = claims["cnf"]["jwk"]
+        if (key["kty"], key["crv"]) == ("OKP", "Ed25519") and _X.fullmatch(key["x"]):
+            return str(key["x"])
+    except (KeyError, TypeError):
+        pass
+    raise _refused("the key that it is bound to is none")
 
 
 def _time(claims: dict[str, Any], name: str) -> float:

@@ -11,6 +11,7 @@ from micro_ray.cli.exits import Usage
 from micro_ray.cli.group import Subcommands
 from micro_ray.cli.output import ago, as_json, columns, output
 from micro_ray.cli.session import Session
+from micro_ray.errors import Unauthorized
 
 __all__ = ["auth", "login", "logout", "user"]
 
@@ -38,11 +39,14 @@ def logout(session: Session) -> None:
     click.echo("Successfully logged out.")
 
 
-@click.command()
+@click.group(cls=Subcommands, invoke_without_command=True)
 @output()
-@click.pass_obj
-def user(session: Session) -> None:
+@click.pass_context
+def user(ctx: click.Context) -> None:
     """Show who you are logged in as."""
+    if ctx.invoked_subcommand is not None:
+        return
+    session: Session = ctx.obj
     known = session.identity()
     if session.output == "json":
         as_json(known)
@@ -52,14 +56,23 @@ def user(session: Session) -> None:
         click.echo(f"You are logged in as {known['id']} of {known['namespace']}.")
 
 
+@user.command()
+@click.pass_obj
+def token(session: Session) -> None:
+    """Print an access token: `curl -H "Authorization: Bearer $(micro user token)" ...`."""
+    found = session.token()
+    if not found:
+        raise Unauthorized("client", "you are not logged in: micro login")
+    click.echo(found)
+
+
 @click.group(cls=Subcommands)
 def auth() -> None:
     """Accounts, rules and keys."""
 
 
 def _in(session: Session, namespace: str | None) -> str:
-    known = session.identity()
-    return namespace or (known["namespace"] if known else session.settings.namespace)
+    return namespace or session.namespace
 
 
 # -- list ------------------------------------------------------------------------------------------

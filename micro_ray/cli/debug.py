@@ -26,7 +26,7 @@ def _ask(session: Session, service: str, endpoint: str) -> list[dict[str, Any]]:
 
     async def ask(client: AsyncClient) -> list[dict[str, Any]]:
         await client.entries()  # the table is there
-        namespace = session.settings.namespace
+        namespace = session.namespace
         routes = client.table.lookup(namespace, service)
         if not routes:
             near = client.table.near(namespace, service)

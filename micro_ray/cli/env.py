@@ -27,7 +27,7 @@ def env(ctx: click.Context) -> None:
     rows = {
         "state": str(settings.state),
         "run": str(settings.run),
-        "namespace": settings.namespace,
+        "namespace": session.namespace,
         "api": f"http://{settings.api.host}:{settings.api.port}",
         "registry": ",".join(boot.registry),
         "router": ",".join(boot.routers),

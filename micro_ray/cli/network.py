@@ -22,7 +22,7 @@ def network() -> None:
 @click.pass_obj
 def nodes(session: Session) -> None:
     """Every node with its address, as the network sees it."""
-    rows = session.call("network", "Network.Nodes", {"namespace": session.settings.namespace})
+    rows = session.call("network", "Network.Nodes", {"namespace": session.namespace})
     if session.output == "json":
         as_json(rows)
         return
@@ -40,7 +40,7 @@ def nodes(session: Session) -> None:
 @click.pass_obj
 def routes(session: Session, service: str, address: str, net: str) -> None:
     """Every way to a node."""
-    request = {"service": service, "namespace": session.settings.namespace}
+    request = {"service": service, "namespace": session.namespace}
     rows = [
         row
         for row in session.call("network", "Network.Routes", request)
@@ -64,7 +64,7 @@ def routes(session: Session, service: str, address: str, net: str) -> None:
 @click.pass_obj
 def names(session: Session) -> None:
     """The names that can be called."""
-    found = session.call("network", "Network.Services", {"namespace": session.settings.namespace})
+    found = session.call("network", "Network.Services", {"namespace": session.namespace})
     if session.output == "json":
         as_json(found)
     else:
@@ -76,5 +76,5 @@ def names(session: Session) -> None:
 @click.pass_obj
 def graph(session: Session) -> None:
     """Services with their nodes, as JSON."""
-    request = {"namespace": session.settings.namespace}
+    request = {"namespace": session.namespace}
     as_json(session.call("network", "Network.Graph", request))

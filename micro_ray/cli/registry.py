@@ -18,7 +18,7 @@ __all__ = ["get", "services"]
 @click.pass_obj
 def services(session: Session, verbose: bool) -> None:
     """List the services that can be called."""
-    request = {"namespace": session.settings.namespace}
+    request = {"namespace": session.namespace}
     rows = session.call("registry", "Registry.ListServices", request)
     if session.output == "json":
         as_json(rows)
@@ -50,5 +50,5 @@ def get() -> None:
 @click.pass_obj
 def get_service(session: Session, name: str) -> None:
     """The registry's entry of a service, as JSON."""
-    request = {"service": name, "namespace": session.settings.namespace}
+    request = {"service": name, "namespace": session.namespace}
     as_json(session.call("registry", "Registry.GetService", request))

@@ -5,27 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from micro_ray.cli.reader import Reader
-from micro_ray.errors import MicroError, Unauthorized, Unavailable
+from micro_ray.errors import MicroError, Unavailable
 
 if TYPE_CHECKING:
-    from micro_ray.cli.credentials import Login, Logins
     from micro_ray.registry import Endpoint
     from micro_ray.router import Entry
     from micro_ray.sdk.blocking import Client
+    from micro_ray.sdk.logins import Logins
     from micro_ray.settings import Bootstrap, Settings
 
 __all__ = ["Session", "answers", "near"]
 
 #: Seconds that an address of another machine has to accept.
 DIAL = 2.0
-#: Seconds that an access token must still be good for, or it is refreshed.
-FRESH = 60.0
 
 
 class Session:
@@ -73,22 +70,13 @@ class Session:
         return self._client
 
     def call(self, service: str, endpoint: str, value: Any = None, **options: Any) -> Any:
-        return self.client.call(service, endpoint, value, **self._as_one(service, options))
-
-    def _as_one(self, service: str, options: dict[str, Any]) -> dict[str, Any]:
-        """The call as the account that is logged in: of auth alone, since whoever gets a token may
-        use it."""
-        known = self._login() if service.lower() == "auth" else None
-        if known is None:
-            return options
-        given = {"authorization": f"Bearer {known.access}"}
-        return {**options, "metadata": given | dict(options.get("metadata") or {})}
+        return self.client.call(service, endpoint, value, **options)
 
     def stream(
         self, service: str, endpoint: str, value: Any = None, **options: Any
     ) -> Iterator[Any]:
         """The answers; ends also when nobody reads our output any more."""
-        answers = self.client.stream(service, endpoint, value, **self._as_one(service, options))
+        answers = self.client.stream(service, endpoint, value, **options)
         # Closed once the reader is no longer watched: its end must not interrupt that.
         with contextlib.closing(answers), self.reader.watched():
             for answer in answers:  # noqa: UP028 - `yield from` would close it within
@@ -96,58 +84,38 @@ class Session:
 
     # -- who one is ------------------------------------------------------------------------------
 
-    @property
-    def _place(self) -> str:
-        return str(self.settings.state)
-
     @cached_property
     def _logins(self) -> Logins:
-        from micro_ray.cli.credentials import Logins
+        from micro_ray.sdk.logins import Logins
 
         return Logins(self.settings.credentials)
 
-    def _login(self) -> Login | None:
-        """Who is logged in, with an access token that is good for a while."""
-        if not self.settings.credentials.exists():
-            return None
-        known = self._logins.read(self._place)
-        if known is None or known.expires - time.time() > FRESH:
-            return known
-        with self._logins.locked():
-            known = self._logins.read(self._place)  # another command may have refreshed it
-            if known is None or known.expires - time.time() > FRESH:
-                return known
-            try:
-                tokens = self.client.call("auth", "Auth.Refresh", {"token": known.refresh})
-            except Unauthorized:
-                self._logins.write(self._place, None)
-                return None
-            return self._keep(known.id, known.namespace, tokens)
+    def login(self, id: str, secret: str, namespace: str) -> None:
+        """Raises what auth refuses."""
+        from micro_ray.sdk.logins import Login
 
-    def _keep(self, id: str, namespace: str, tokens: dict[str, Any]) -> Login:
-        from micro_ray.cli.credentials import Login
-
+        request = {"id": id, "secret": secret, "namespace": namespace}
+        nobody = {"authorization": ""}
+        tokens = self.client.call("auth", "Auth.Token", request, metadata=nobody)
+        found = self.client.call(
+            "auth",
+            "Auth.Inspect",
+            {"token": tokens["access"]},
+            metadata={"authorization": f"Bearer {tokens['access']}"},
+        )
         known = Login(
-            id=id,
+            id=found["id"],
             namespace=namespace,
             access=tokens["access"],
             expires=tokens["expires"],
             refresh=tokens["refresh"],
         )
-        self._logins.write(self._place, known)
-        return known
-
-    def login(self, id: str, secret: str, namespace: str) -> None:
-        """Raises what auth refuses."""
-        request = {"id": id, "secret": secret, "namespace": namespace}
-        tokens = self.client.call("auth", "Auth.Token", request)
-        found = self.client.call("auth", "Auth.Inspect", {"token": tokens["access"]})
-        self._keep(found["id"], namespace, tokens)
+        self._logins.write(self.bootstrap.place, known)
 
     def logout(self) -> None:
         """Forget the tokens, and tell auth if it can be told."""
-        known = self._logins.read(self._place)
-        self._logins.write(self._place, None)
+        known = self._logins.read(self.bootstrap.place)
+        self._logins.write(self.bootstrap.place, None)
         if known is not None:
             along = {"authorization": f"Bearer {known.access}"}
             for token in (known.refresh, known.access):
@@ -156,8 +124,19 @@ class Session:
 
     def identity(self) -> dict[str, Any] | None:
         """Who is logged in: id and namespace."""
-        known = self._login()
+        known = self._logins.read(self.bootstrap.place)
         return None if known is None else {"id": known.id, "namespace": known.namespace}
+
+    def token(self) -> str:
+        """An access token of who is logged in, good for a minute at least; blank for nobody."""
+        return self.client.run(lambda client: client.token())
+
+    @property
+    def namespace(self) -> str:
+        """The one that is meant: that of the settings, or of who is logged in."""
+        given = self.settings.namespace
+        known = self._logins.read(self.bootstrap.place)
+        return known.namespace if known is not None and given == "micro" else given
 
     # -- what there is ---------------------------------------------------------------------------
 

@@ -10,12 +10,16 @@ the ``wire`` room implements: no transport is known here.
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from micro_ray.errors import BadGateway, Timeout, Unavailable
 
-__all__ = ["Broken", "Call", "Dialer", "Peer", "Refused", "Silent", "Stream"]
+__all__ = ["Broken", "Call", "Credentials", "Dialer", "Peer", "Refused", "Silent", "Stream"]
+
+
+#: The metadata by which a caller is known to a service, by its namespace and name.
+Credentials = Callable[[str, str], Mapping[str, str]]
 
 
 class Refused(Unavailable):

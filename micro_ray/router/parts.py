@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
-from micro_ray.router import Delta
+from micro_ray.context import DEFAULT_NAMESPACE
+from micro_ray.router import Delta, Entry, Route
+from micro_ray.router.table import home
 
-__all__ = ["join", "split"]
+__all__ = ["join", "seen", "split"]
 
 #: Bytes of a part, as they are encoded. One entry may have as many, and goes alone then.
 PART = 2**20
@@ -50,6 +52,22 @@ def _part(bare: Delta, part: dict[str, list[Any]]) -> Delta:
         routes=tuple(part["routes"]),
         gone_entries=tuple(part["gone_entries"]),
         entries=tuple(part["entries"]),
+    )
+
+
+def seen(delta: Delta, namespace: str) -> Delta:
+    """What a namespace may see of a delta: its own, and the platform's services."""
+
+    def shown(item: Route | Entry) -> bool:
+        return item.namespace == home(namespace, item.service)
+
+    spaces = (namespace, DEFAULT_NAMESPACE)
+    return replace(
+        delta,
+        routes=tuple(filter(shown, delta.routes)),
+        gone=tuple(gone for gone in delta.gone if gone[0] in spaces),
+        entries=tuple(filter(shown, delta.entries)),
+        gone_entries=tuple(gone for gone in delta.gone_entries if gone[0] in spaces),
     )
 
 

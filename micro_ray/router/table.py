@@ -8,15 +8,25 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from micro_ray.context import DEFAULT_NAMESPACE
 from micro_ray.router import Delta, Entry, Filter, Route
+from micro_ray.settings import PLATFORM
 
-__all__ = ["Table", "accepts"]
+__all__ = ["Table", "accepts", "home"]
 
 _ANY = Filter()
 #: Names that are compared, and characters of a name, to say what is near.
 NEAR, NEAR_NAME = 2_000, 80
 
 Name = tuple[str, str]
+
+
+def home(namespace: str, service: str) -> str:
+    """The namespace in which a service is found from another one: the platform's own services are
+    of ``micro``, and are there for all."""
+    return DEFAULT_NAMESPACE if service.lower() in PLATFORM else namespace
+
+
 V = TypeVar("V", Route, Entry)
 
 
@@ -121,7 +131,7 @@ class Table:
     def lookup(self, namespace: str, service: str, filter: Filter = _ANY) -> Sequence[Route]:
         """The routes of a service that a filter accepts, nearest metric first; empty when there
         are none."""
-        routes = self._routes.named.get((namespace, service.lower()), ())
+        routes = self._routes.named.get((home(namespace, service), service.lower()), ())
         if filter is _ANY or filter == _ANY:
             return routes
         return [route for route in routes if accepts(filter, route)]
@@ -142,22 +152,29 @@ class Table:
 
     def known(self, namespace: str, service: str) -> bool:
         """Whether callers may know a service, also one that has no node just now."""
-        return (namespace, service.lower()) in self._entries.named
+        return (home(namespace, service), service.lower()) in self._entries.named
 
     def versions(self, namespace: str, service: str) -> list[str]:
         """The versions of a service that callers may know, sorted."""
-        return [e.version for e in self._entries.named.get((namespace, service.lower()), ())]
+        name = (home(namespace, service), service.lower())
+        return [entry.version for entry in self._entries.named.get(name, ())]
 
     def entry(self, namespace: str, service: str, version: str = "") -> Entry | None:
         """The entry of a version, or of the one with most endpoints when none is named."""
-        rows: Sequence[Entry] = self._entries.named.get((namespace, service.lower()), ())
+        name = (home(namespace, service), service.lower())
+        rows: Sequence[Entry] = self._entries.named.get(name, ())
         if version:
             rows = [row for row in rows if row.version == version]
         return max(rows, key=lambda row: (len(row.endpoints), row.version), default=None)
 
     def entries(self, namespace: str = "*") -> list[Entry]:
-        """All entries, sorted by service and version."""
-        rows = [e for e in self._entries.values.values() if namespace in ("*", e.namespace)]
+        """All entries of a namespace with those of the platform's services, sorted by service and
+        version."""
+        rows = [
+            entry
+            for entry in self._entries.values.values()
+            if namespace == "*" or entry.namespace == home(namespace, entry.service)
+        ]
         return sorted(rows, key=lambda e: (e.namespace, e.service, e.version))
 
     def services(self, namespace: str) -> list[str]:

@@ -12,7 +12,7 @@ import msgspec
 
 from micro_ray.errors import BadRequest, TooLarge
 from micro_ray.runtime import Workload
-from micro_ray.settings import Pools
+from micro_ray.settings import PLATFORM
 
 __all__ = ["CHANGEABLE", "RESERVED", "changed", "check", "check_place"]
 
@@ -21,9 +21,16 @@ CHANGEABLE = (
     "source", "digest", "command", "env", "replicas", "cpu", "gpu", "memory", "metadata",
 )  # fmt: skip
 #: Names of the platform's own services: a workload of such a name would pass for one.
-RESERVED = frozenset({"api", *(item.name for item in fields(Pools))})
+RESERVED = PLATFORM
 #: Variables by which a replica is known, which the runtime sets.
-OWN = ("MICRO_INSTANCE", "MICRO_NAMESPACE", "MICRO_SERVICE_NAME", "MICRO_SERVICE_VERSION")
+OWN = (
+    "MICRO_IDENTITY",
+    "MICRO_INSTANCE",
+    "MICRO_PLATFORM",
+    "MICRO_NAMESPACE",
+    "MICRO_SERVICE_NAME",
+    "MICRO_SERVICE_VERSION",
+)
 
 MAX_ENV = 200
 MAX_ENV_BYTES = 64 * 2**10

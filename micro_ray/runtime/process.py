@@ -40,7 +40,8 @@ QUIT = 2.0
 
 class ProcessDriver(Driver):
     """``state`` has the folders of sources, logs and status files. ``environ`` is what every
-    process gets; ``known(namespace, id)`` says whether a replica has registered; ``anchor`` is the
+    process gets; ``known(namespace, id)`` says whether a replica has registered;
+    ``identify(replica)`` gives it its identity; ``anchor``  is the
     pid whose end ends all (0: none). ``machine`` keeps the books of cores, GPUs and memory."""
 
     def __init__(
@@ -49,6 +50,7 @@ class ProcessDriver(Driver):
         *,
         environ: Mapping[str, str],
         known: Callable[[str, str], bool],
+        identify: Callable[[Replica], str] | None = None,
         anchor: int = 0,
         grace: float = 30.0,
         log_limit: int = 16 * 2**20,
@@ -57,6 +59,7 @@ class ProcessDriver(Driver):
         self._state = state
         self._environ = dict(environ)
         self._known = known
+        self._identify = identify
         self._anchor = anchor
         self._grace = grace
         self._log_limit = log_limit
@@ -104,6 +107,8 @@ class ProcessDriver(Driver):
             "MICRO_SERVICE_NAME": name,
             "MICRO_SERVICE_VERSION": workload.version,
         }
+        if self._identify is not None:
+            environ["MICRO_IDENTITY"] = self._identify(replica)
         if given.devices:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, given.devices))
         return {

@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from micro_ray.context import CURRENT, new_request_id
+from micro_ray.context import AUTHORIZATION, CURRENT, DEFAULT_NAMESPACE, new_request_id
 from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, Unavailable
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
 from micro_ray.router import Entry, Filter
-from micro_ray.router.table import Table
+from micro_ray.router.table import Table, home
+from micro_ray.sdk.account import Account
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
 from micro_ray.wire.schema import Reader, write
+
+if TYPE_CHECKING:  # it loads what makes passes, which only replicas need
+    from micro_ray.wire.trust import Holder
 
 __all__ = ["AsyncClient"]
 
@@ -33,30 +38,52 @@ class AsyncClient:
 
     ``bootstrap`` says where the platform is (default: from the settings). A client speaks for one
     namespace, that of ``bootstrap``. Under a call that is being served the namespace of that call
-    takes its place, and its deadline, trace and request id go along. ``table`` is the route table
-    it follows.
+    takes its place, and its deadline, trace and request id go along. It is known as ``holder``, the
+    identity of a replica, or as whoever is logged in here (``micro login``). ``table`` is the route
+    table it follows.
     """
 
-    def __init__(self, bootstrap: Bootstrap | None = None) -> None:
+    def __init__(self, bootstrap: Bootstrap | None = None, *, holder: Holder | None = None) -> None:
         self._boot = bootstrap
         self._stack = contextlib.AsyncExitStack()
         self.table = Table()
         self._follower: Follower | None = None
         self._network: Network | None = None
+        self._account: Account | None = None
+        self._holder = holder
         self._reader = Reader()
 
     async def __aenter__(self) -> AsyncClient:
         if self._follower is not None:
             raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
+        dialer = await self._known(boot)
+        if self._account is not None and boot.namespace == DEFAULT_NAMESPACE:
+            # Who is logged in to another namespace means that one, unless he says otherwise.
+            boot = replace(boot, namespace=self._account.namespace or boot.namespace)
         self._boot = boot
-        dialer = WireDialer(limits=limits_of(boot.wire))
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )
         self._network = Network(self.table, dialer, host=boot.host, settings=boot.network)
         self._stack.push_async_callback(self._network.close)
         return self
+
+    async def _known(self, boot: Bootstrap) -> WireDialer:
+        """What dials as who this is: the replica whose client it is, or who is logged in here."""
+        limits = limits_of(boot.wire)
+        if self._holder is not None:
+            return WireDialer(limits=limits, credentials=self._holder.passes.itself)
+        account = Account(boot, WireDialer(limits=limits))
+        await account.look()
+        self._account = account
+        return WireDialer(limits=limits, credentials=account.itself)
+
+    def itself(self, namespace: str, service: str) -> Mapping[str, str]:
+        """The metadata by which this is known to a service of the platform."""
+        if self._holder is not None:
+            return self._holder.passes.itself(namespace, service)
+        return {} if self._account is None else self._account.itself(namespace, service)
 
     async def __aexit__(self, *exc: object) -> None:
         self._network = None
@@ -101,7 +128,7 @@ class AsyncClient:
             bytes(value) if raw else _body(value),
             filter=Filter(version=version, node=node) if version or node else None,
             idempotent=idempotent,
-            **self._along(timeout, metadata),
+            **await self._along(service, timeout, metadata),
         )
         if into is bytes or (raw and into is None):
             return answer
@@ -118,7 +145,7 @@ class AsyncClient:
     ) -> Stream:
         """A streaming call with messages as bytes, both ways; use it as ``async with``."""
         network = await self._ready(timeout)
-        along = self._along(timeout, metadata)
+        along = await self._along(service, timeout, metadata)
         return await network.open(service, _full(service, endpoint), content=content, **along)
 
     async def stream(
@@ -158,6 +185,11 @@ class AsyncClient:
             async for answer in answers:
                 return answer
         raise BadGateway(service, f"{endpoint} gave no answer")
+
+    async def token(self) -> str:
+        """The access token of who is logged in here, good for a minute at least; blank for nobody
+        and for a replica."""
+        return "" if self._account is None else await self._account.look()
 
     async def services(self) -> list[str]:
         """The names of the services that can be called."""
@@ -207,7 +239,9 @@ class AsyncClient:
         except (TypeError, NotImplementedError) as error:
             raise BadRequest("client", f"into cannot be {into!r}: {error}") from None
 
-    def _along(self, timeout: float | None, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    async def _along(
+        self, service: str, timeout: float | None, metadata: Mapping[str, str] | None
+    ) -> dict[str, Any]:
         """What goes with a call: from the call being served here, if there is one."""
         assert self._boot is not None
         context = CURRENT.get()
@@ -225,6 +259,8 @@ class AsyncClient:
             sent.setdefault("micro-caller", context.service)
         sent.setdefault("x-request-id", new_request_id())
         sent["micro-namespace"] = namespace
+        if self._account is not None and AUTHORIZATION not in sent:
+            sent |= await self._account.to(home(namespace, service), service)
         return {"namespace": namespace, "timeout": timeout, "metadata": sent}
 
 

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from micro_ray.broker import Broker
 from micro_ray.errors import BadRequest, Unavailable
+from micro_ray.network import Credentials
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.events import ServiceEvents
 from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.tracebacks import own_traceback
+from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.host import Host
 from micro_ray.wire.protocol import limits_of
 
 if TYPE_CHECKING:
     from micro_ray.sdk.config import ServiceConfig
+    from micro_ray.wire.trust import Holder
 
 __all__ = ["Service"]
 
@@ -243,7 +246,9 @@ class Service:
         self.logger.info("serving as %s on %s", life.host.node_id, life.host.addresses[0])
 
     async def _come_up(self, life: _Life, boot: Bootstrap, instance: str) -> None:
-        life.client = await life.stack.enter_async_context(AsyncClient(boot))
+        client = AsyncClient(boot, holder=await self._held(life, boot))
+        life.client = await life.stack.enter_async_context(client)
+        await life.stack.enter_async_context(self._asking(boot, client.itself))
         for hook in self._on_start:
             await hook()
         for hook in self._on_stop:
@@ -266,6 +271,7 @@ class Service:
                 ttl=boot.ttl,
                 service_metadata=self.metadata,
                 limits=limits_of(boot.wire),
+                credentials=client.itself,
             )
         )
         try:
@@ -277,6 +283,40 @@ class Service:
                 "start the platform with `micro server`",
             ) from None
         await life.stack.enter_async_context(self.events.running())
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, boot: Bootstrap, credentials: Credentials) -> AsyncIterator[None]:
+        """Ask who calls, where the platform asks."""
+        if not boot.platform:
+            yield
+            return
+        from micro_ray.wire.trust import Trust
+
+        trust = Trust(
+            WireDialer(limits=limits_of(boot.wire), credentials=credentials),
+            boot.auths,
+            boot.auth,
+            platform=boot.platform,
+            namespace=boot.namespace,
+            tell=False,
+        )
+        async with trust:
+            self._endpoints.callers = trust.callers(self.name, boot.namespace)
+            try:
+                yield
+            finally:
+                self._endpoints.callers = None
+
+    async def _held(self, life: _Life, boot: Bootstrap) -> Holder | None:
+        """The identity of this replica, kept good while it lives; None for who has none."""
+        if not boot.identity:
+            return None
+        from micro_ray.wire.trust import Holder
+
+        holder = Holder(boot.identity)
+        dialer = WireDialer(limits=limits_of(boot.wire), credentials=holder.passes.itself)
+        await life.stack.enter_async_context(holder.renewed(dialer, boot.auths))
+        return holder
 
     @contextlib.asynccontextmanager
     async def _limits(self, client: AsyncClient, namespace: str) -> AsyncIterator[None]:

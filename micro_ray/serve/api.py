@@ -15,7 +15,6 @@ from typing import Any
 
 from ray import serve
 
-from micro_ray.actors.member import limits_of
 from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
 from micro_ray.limits import Limit
@@ -23,9 +22,9 @@ from micro_ray.limits.gate import Gate
 from micro_ray.limits.pressure import Pressure
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
+from micro_ray.serve.insider import insider
 from micro_ray.serve.listener import Listener, drain_of
 from micro_ray.settings import Settings, bootstrap
-from micro_ray.wire.client import WireDialer
 from micro_ray.wire.gate import Supply
 from micro_ray.wire.router import Follower
 
@@ -51,7 +50,7 @@ class ApiDoor:
 
     async def _open(self, settings: Settings) -> None:
         boot = bootstrap(settings, {})
-        dialer = WireDialer(limits=limits_of(settings))
+        dialer, visitors = await insider(self._stack, settings, NAME)
         table = Table()
         follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
         network = Network(table, dialer, host=boot.host, settings=boot.network)
@@ -64,7 +63,7 @@ class ApiDoor:
             ready=follower.ready.is_set,
             gate=gate,
             pressure=Pressure(settings.limits.memory),
-            namespace=settings.namespace,
+            visitors=visitors,
         )
         with contextlib.suppress(TimeoutError):  # then it listens, and says 503 until one comes
             async with asyncio.timeout(FIRST_TABLE):

@@ -131,11 +131,11 @@ class Proxy(grpc.GenericRpcHandler):
         if len(credential) > MAX_CREDENTIALS:
             raise HeadersTooLarge("proxy", f"metadata authorization over {MAX_CREDENTIALS} bytes")
         head = {key.encode(): value.encode("latin-1", "replace") for key, value in sent.items()}
-        _, made = metadata_of(head, self._namespace)
+        _, made = metadata_of(head)
         rest = {k: v for k, v in sent.items() if not k.startswith(OWN) and k not in HOP}
         if credential and service == "auth":
             rest["authorization"] = credential
-        return {**rest, **made}
+        return {**rest, **made, "micro-namespace": self._namespace}
 
     async def _unary(
         self, context: Any, target: Target, metadata: dict[str, str], body: bytes

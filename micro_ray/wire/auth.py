@@ -26,8 +26,9 @@ from micro_ray.auth import (
     Tokens,
     Update,
 )
-from micro_ray.context import current
-from micro_ray.errors import BadRequest, Unauthorized
+from micro_ray.auth.callers import bearer_of
+from micro_ray.context import AUTHORIZATION, current
+from micro_ray.errors import BadRequest
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller as Line
@@ -40,15 +41,15 @@ T = TypeVar("T")
 NAME = "auth"
 
 
-def bearer() -> str | None:
-    """The access token of the call being served. Raises Unauthorized for another scheme."""
-    given = current().metadata.get("authorization", "")
-    if not given:
-        return None
-    scheme, _, token = given.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthorized(NAME, "invalid authorization header. expected Bearer schema")
-    return token.strip()
+def bearer() -> Caller:
+    """Who makes the call being served: as it was verified, or where nobody has asked by his access
+    token. Raises Unauthorized for another scheme."""
+    context = current()
+    if context.reach is not None:
+        identity: Identity | None = context.identity
+        return identity
+    given = context.metadata.get(AUTHORIZATION, "")
+    return bearer_of(given) if given else None
 
 
 class _Auth:
@@ -89,7 +90,8 @@ class _Auth:
         """Log in by an id or name and its secret, or by a refresh token."""
         if refresh_token:
             return await self._auth.refresh(refresh_token)
-        source = current().metadata.get("micro-source", "")
+        context = current()
+        source = context.metadata.get("micro-source", "") if context.trusted else ""
         return await self._auth.token(id, secret, namespace=namespace, source=source)
 
     async def refresh(self, token: str) -> Tokens:
@@ -415,4 +417,4 @@ def _from(by: Caller) -> dict[str, str]:
         return {}
     if not isinstance(by, str):
         raise BadRequest(NAME, "over frames one is known by his access token")
-    return {"authorization": f"Bearer {by}"}
+    return {AUTHORIZATION: f"Bearer {by}"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 
+from micro_ray.context import AUTHORIZATION, DEFAULT_NAMESPACE
 from micro_ray.errors import (
     BadGateway,
     BadRequest,
@@ -15,7 +17,7 @@ from micro_ray.errors import (
     TooLarge,
     TooManyRequests,
 )
-from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Stream
+from micro_ray.network import Broken, Call, Credentials, Dialer, Peer, Refused, Silent, Stream
 from micro_ray.wire.address import parse
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
@@ -337,10 +339,24 @@ def _fail(item: _Unary | _Outgoing, error: MicroError) -> None:
 
 
 class WirePeer(Peer):
-    """A connection as callers see it."""
+    """A connection as callers see it, to a node of a namespace."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        namespace: str = DEFAULT_NAMESPACE,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._connection = connection
+        self._namespace = namespace
+        self._credentials = credentials
+
+    def _head(self, call: Call) -> tuple[Head, float | None]:
+        credentials = self._credentials
+        if credentials is None or AUTHORIZATION in call.metadata:
+            return _head(call, call.metadata)
+        along = credentials(self._namespace, call.service)
+        return _head(call, {**call.metadata, **along})
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
@@ -353,7 +369,7 @@ class WirePeer(Peer):
 
     async def call(self, call: Call, body: bytes) -> bytes:
         connection = self._connection
-        head, deadline = _head(call)
+        head, deadline = self._head(call)
         header = encode_head(head, connection.peer_header)
         if connection.paused or connection.going:
             await connection.room(deadline)
@@ -396,7 +412,7 @@ class WirePeer(Peer):
 
     async def open(self, call: Call) -> Stream:
         connection = self._connection
-        head, deadline = _head(call)
+        head, deadline = self._head(call)
         header = encode_head(head, connection.peer_header)
         if connection.paused or connection.going:
             await connection.room(deadline)
@@ -428,9 +444,8 @@ def _is_stream() -> BadRequest:
     return BadRequest("wire", "the endpoint answers with a stream; open it as one")
 
 
-def _head(call: Call) -> tuple[Head, float | None]:
+def _head(call: Call, metadata: Mapping[str, str]) -> tuple[Head, float | None]:
     timeout = call.timeout
-    metadata = call.metadata
     if type(metadata) is not dict:
         metadata = dict(metadata)
     content = CONTENT if call.content == CONTENT else call.content
@@ -444,11 +459,18 @@ def _head(call: Call) -> tuple[Head, float | None]:
 
 class WireDialer(Dialer):
     """Dials ``unix:`` and ``tcp:`` addresses; the latter by TLS when it has an identity, and then
-    only nodes that prove theirs."""
+    only nodes that prove theirs. ``credentials`` go with every call that has none of its own."""
 
-    def __init__(self, *, limits: Limits | None = None, identity: Secured | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        identity: Secured | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._limits = limits or Limits()
         self._identity = identity
+        self._credentials = credentials
 
     async def dial(
         self, address: str, *, timeout: float = 5.0, service: str = "", namespace: str = ""
@@ -490,4 +512,4 @@ class WireDialer(Dialer):
             if connection is not None:
                 connection.kill()
             raise
-        return WirePeer(connection)
+        return WirePeer(connection, namespace or DEFAULT_NAMESPACE, self._credentials)

@@ -35,11 +35,12 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, is_dataclass
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 
-from micro_ray.context import CURRENT, Context
+from micro_ray.auth import Identity, Resource
+from micro_ray.context import CURRENT, DEFAULT_NAMESPACE, Context
 from micro_ray.errors import BadRequest, MicroError, NotFound, Unavailable
 from micro_ray.finding import Finding, Findings
 from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
@@ -47,6 +48,9 @@ from micro_ray.network import Refused
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.wire.schema import Codec, codec, kind_of_fields
 from micro_ray.wire.server import Incoming
+
+if TYPE_CHECKING:  # it loads what verifies tokens
+    from micro_ray.auth.callers import Callers
 
 __all__ = ["Endpoints", "endpoint_name", "fold"]
 
@@ -79,6 +83,14 @@ def fold(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """An endpoint that is served, and what rules call it."""
+
+    resource: Resource
+    serve: Serve
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
     """What a signature says."""
@@ -100,8 +112,10 @@ class Endpoints:
         self.in_flight = 0
         #: What lets calls in that no door has let in; None: nothing limits them.
         self.gate: Gate | None = None
+        #: Who decides who may call; None: everybody may, and nobody is known.
+        self.callers: Callers | None = None
         self._max = max_in_flight
-        self._serve: dict[str, Serve] = {}
+        self._serve: dict[str, _Served] = {}
         self._checks: list[Check] = []
         self._requests = 0
         self._errors = 0
@@ -112,7 +126,7 @@ class Endpoints:
             ("Debug.Stats", self._stats),
             ("Debug.Backend", self._backend),
         ):
-            self._serve[fold(name)] = self._build(name, function)[1]
+            self._keep(name, self._build(name, function)[1])
 
     def add(
         self,
@@ -145,8 +159,11 @@ class Endpoints:
                 metadata=described,
             ),
         )
-        self._serve[fold(name)] = serve
+        self._keep(name, serve)
         return self
+
+    def _keep(self, name: str, serve: Serve) -> None:
+        self._serve[fold(name)] = _Served(Resource(name=self.service, endpoint=name), serve)
 
     def check(self, function: Check) -> None:
         """Add a health check: an async function that raises when something is wrong."""
@@ -168,30 +185,35 @@ class Endpoints:
             raise Refused(
                 self.service, f"this node serves {self.service}, not {head.service[:80]!r}"
             )
-        serve = self._serve.get(head.endpoint) or self._find(head.endpoint)
+        served = self._serve.get(head.endpoint) or self._find(head.endpoint)
         if self.in_flight >= self._max:
             raise Refused(self.service, f"{self._max} calls are being served here", 0.1)
         metadata = head.metadata
+        identity, namespace, trusted = self._admit(metadata, served.resource)
+        account = "" if identity is None else identity.id
         admission: Admission = FREE
-        if self.gate is not None and ADMITTED not in metadata:
-            where = (metadata.get("micro-namespace", "micro"), "", self.service, head.endpoint)
+        if self.gate is not None and not (trusted and ADMITTED in metadata):
+            where = (namespace, account, self.service, head.endpoint)
             admission = self.gate.admit(*where) or await self.gate.obtain(*where)
         self.in_flight += 1
         self._requests += 1
         token = CURRENT.set(
             Context(
-                namespace=metadata.get("micro-namespace", "micro"),
-                caller=metadata.get("micro-caller", ""),
+                namespace=namespace,
+                caller=account,
                 service=self.service,
                 endpoint=head.endpoint,
                 deadline=incoming.deadline,
                 trace=metadata.get("traceparent", ""),
                 request_id=metadata.get("x-request-id", ""),
                 metadata=metadata,
+                identity=identity,
+                trusted=trusted,
+                reach=self._reach(identity, served.resource),
             )
         )
         try:
-            await serve(incoming)
+            await served.serve(incoming)
         except MicroError as error:
             self._errors += error.code >= 500
             if isinstance(error, Refused):
@@ -208,11 +230,23 @@ class Endpoints:
             admission.release()
             CURRENT.reset(token)
 
-    def _find(self, name: str) -> Serve:
+    def _admit(
+        self, metadata: Mapping[str, str], resource: Resource
+    ) -> tuple[Identity | None, str, bool]:
+        if self.callers is None:
+            return None, metadata.get("micro-namespace") or DEFAULT_NAMESPACE, True
+        return self.callers.admit(metadata, resource)
+
+    def _reach(self, identity: Identity | None, resource: Resource) -> Callable[[str], None] | None:
+        if self.callers is None:
+            return None
+        return functools.partial(self.callers.check, identity, resource)
+
+    def _find(self, name: str) -> _Served:
         if len(name) > MAX_NAME:
             raise BadRequest(self.service, f"endpoint name of {len(name)} characters")
-        serve = self._serve.get(fold(name))
-        if serve is None:
+        served = self._serve.get(fold(name))
+        if served is None:
             known = [endpoint.name for endpoint in self.published]
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:5]
             raise NotFound(
@@ -220,8 +254,8 @@ class Endpoints:
                 f"no endpoint {name!r} in {self.service}; there is {', '.join(near) or 'none'}",
             )
         if len(self._serve) < MAX_SPELLINGS:
-            self._serve[name] = serve  # the caller's spelling, found at once the next time
-        return serve
+            self._serve[name] = served  # the caller's spelling, found at once the next time
+        return served
 
     # -- building --------------------------------------------------------------------------------
 

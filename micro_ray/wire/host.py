@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from micro_ray.errors import Conflict
+from micro_ray.network import Credentials
 from micro_ray.registry import DEFAULT_TTL, Instance, Node
 from micro_ray.settings import LOOPBACK
 from micro_ray.wire.address import Address
@@ -56,6 +57,7 @@ class Host:
         drain: float = 30.0,
         limits: Limits | None = None,
         identity: Secured | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.node_id = node_id or f"{service}-{os.urandom(8).hex()}"
         self.addresses: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class Host:
         self._limits = limits
         self._server = Server(endpoints.handler, limits=limits, name=service, identity=identity)
         self._identity = identity
+        self._credentials = credentials
         self._attachment: Attachment | None = None
 
     async def __aenter__(self) -> Host:
@@ -84,7 +87,9 @@ class Host:
                 addresses.append(await self._listen(self._tcp))
             self.addresses = tuple(addresses)
             self._attachment = Attachment(
-                WireDialer(limits=self._limits, identity=self._identity),
+                WireDialer(
+                    limits=self._limits, identity=self._identity, credentials=self._credentials
+                ),
                 self._registry,
                 self.instance,
                 self._ttl,

@@ -12,9 +12,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, TooLarge, Unavailable
+from micro_ray.context import current
+from micro_ray.errors import (
+    BadGateway,
+    BadRequest,
+    Cancelled,
+    Forbidden,
+    MicroError,
+    TooLarge,
+    Unavailable,
+)
 from micro_ray.network import Dialer, Stream
 from micro_ray.registry import DEFAULT_TTL, Change, Instance, Registry, Service, Snapshot
+from micro_ray.router.table import home
+from micro_ray.settings import PLATFORM
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.remote import Direct, decode, encode
 
@@ -64,6 +75,8 @@ class _Face:
         try:
             async for message in messages:
                 given = message.instance
+                if given is not None:
+                    _may_register(given)
                 if given is None and mine is None:
                     raise BadRequest("registry", "the first message must have an instance")
                 if given is not None:
@@ -89,26 +102,29 @@ class _Face:
         self, instance: Instance, ttl: float = DEFAULT_TTL, holder: str = ""
     ) -> None:
         """Register a node for ``ttl`` seconds."""
+        _may_register(instance)
         await self._registry.register(instance, ttl=ttl, holder=holder)
 
-    async def renew(self, nodes: list[str], namespace: str = "micro") -> list[str]:
+    async def renew(self, nodes: list[str], namespace: str = "") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
-        return await self._registry.renew(namespace, nodes)
+        return await self._registry.renew(current().within(namespace), nodes)
 
-    async def deregister(self, node: str, namespace: str = "micro", holder: str = "") -> None:
+    async def deregister(self, node: str, namespace: str = "", holder: str = "") -> None:
         """Remove a node; with a holder, only when this was the last who registered it."""
-        await self._registry.deregister(namespace, node, holder=holder)
+        await self._registry.deregister(current().within(namespace), node, holder=holder)
 
-    async def get_service(self, service: str, namespace: str = "micro") -> list[Service]:
+    async def get_service(self, service: str, namespace: str = "") -> list[Service]:
         """All versions of a service, with endpoints and nodes."""
-        return await self._registry.get(namespace, service)
+        space = home(current().within(namespace), service)
+        return await self._registry.get(space, service)
 
-    async def list_services(self, namespace: str = "micro") -> list[Service]:
+    async def list_services(self, namespace: str = "") -> list[Service]:
         """Every service of the namespace."""
-        return await self._registry.list(namespace)
+        return await self._registry.list(current().within(namespace))
 
     async def snapshot(self) -> AsyncIterator[Snapshot]:
-        """Everything, with the revision to watch from: one snapshot in pages."""
+        """Everything, with the revision to watch from: one snapshot in pages. For the platform."""
+        current().within("*")
         whole = await self._registry.snapshot()
         page: list[Instance] = []
         room = PAGE
@@ -122,9 +138,20 @@ class _Face:
         yield replace(whole, instances=tuple(page))
 
     async def watch(self, epoch: str, revision: int) -> AsyncIterator[Change]:
-        """Changes after a revision."""
+        """Changes after a revision. For the platform."""
+        current().within("*")
         async for change in self._registry.watch(epoch=epoch, revision=revision):
             yield change
+
+
+def _may_register(instance: Instance) -> None:
+    """Raises Forbidden for a node of another namespace, and for one that would pass for a service
+    of the platform."""
+    context = current()
+    if context.within(instance.namespace) and context.whose is None:
+        return
+    if instance.service.lower() in PLATFORM:
+        raise Forbidden("registry", f"{instance.service} is a service of the platform")
 
 
 def endpoints(registry: Registry) -> Endpoints:

@@ -90,10 +90,24 @@ class Direct:
                     return self._peer
             raise error or Unavailable(self._service, f"no address of {self._service} is known")
 
-    async def call(self, endpoint: str, request: Any, kind: type[T], *, timeout: float = 10.0) -> T:
+    async def call(
+        self,
+        endpoint: str,
+        request: Any,
+        kind: type[T],
+        *,
+        timeout: float = 10.0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> T:
         """One MessagePack request, one answer."""
         peer = await self.peer()
-        head = Call(service=self._service, endpoint=endpoint, timeout=timeout, content=MSGPACK)
+        head = Call(
+            service=self._service,
+            endpoint=endpoint,
+            timeout=timeout,
+            content=MSGPACK,
+            metadata=metadata or {},
+        )
         return decode(await peer.call(head, encode(request)), kind, f"{self._service}.{endpoint}")
 
     async def open(self, endpoint: str) -> Stream:

@@ -9,10 +9,11 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+from micro_ray.context import current
 from micro_ray.errors import MicroError
 from micro_ray.network import Dialer, Stream
 from micro_ray.router import Delta, Entry, Filter, Route
-from micro_ray.router.parts import join, split
+from micro_ray.router.parts import join, seen, split
 from micro_ray.router.table import Table
 from micro_ray.wire.remote import Direct, decode, encode
 
@@ -36,7 +37,7 @@ def endpoints(router: Router) -> Endpoints:
 
     async def lookup(
         service: str,
-        namespace: str = "micro",
+        namespace: str = "",
         version: str = "",
         address: str = "",
         protocol: str = "",
@@ -55,21 +56,22 @@ def endpoints(router: Router) -> Endpoints:
             host=host,
             node=node,
         )
-        return list(router.table.lookup(namespace, service, filter))
+        return list(router.table.lookup(current().within(namespace), service, filter))
 
-    async def read(service: str = "", namespace: str = "micro") -> list[Route]:
+    async def read(service: str = "", namespace: str = "") -> list[Route]:
         """The whole table, or one service's routes."""
-        return router.table.routes(namespace, service)
+        return router.table.routes(current().within(namespace), service)
 
-    async def entries(namespace: str = "micro") -> list[Entry]:
+    async def entries(namespace: str = "") -> list[Entry]:
         """The services that callers may know, with their endpoints."""
-        return router.table.entries(namespace)
+        return router.table.entries(current().within(namespace))
 
     async def watch() -> AsyncIterator[Delta]:
-        """The full table, then its changes; large ones in parts."""
+        """The full table as far as the caller may see it, then its changes; large ones in parts."""
+        whose = current().whose
         async with contextlib.aclosing(router.watch()) as deltas:  # type: ignore[type-var]
             async for delta in deltas:
-                for part in split(delta):
+                for part in split(delta if whose is None else seen(delta, whose)):
                     yield part
 
     face = Endpoints("router")

@@ -1,4 +1,5 @@
-"""Who one is logged in as, in a file of one's own: ``~/.micro/credentials.json``, mode 0600."""
+"""Who one is logged in as, in a file of one's own: ``~/.micro/credentials.json``, mode 0600. The
+command line writes it; it and every client read it."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ class Logins:
             with self._path.open() as file:
                 if os.fstat(file.fileno()).st_mode & 0o077:
                     raise PreconditionFailed(
-                        "cli",
+                        "client",
                         f"{self._path} holds credentials and can be read by others: "
                         f"chmod 600 {self._path}",
                     )
@@ -90,5 +91,5 @@ class Logins:
             return {}
         except (ValueError, TypeError, AttributeError):
             raise PreconditionFailed(
-                "cli", f"{self._path} is damaged: remove it, and log in again"
+                "client", f"{self._path} is damaged: remove it, and log in again"
             ) from None

@@ -1,0 +1,127 @@
+"""Who stands at the door, in which namespace, and whether he may call what he asks for.
+
+He is known by the access token of ``Authorization: Bearer ...`` or of the cookie ``micro-token``.
+The namespace is the one that the header ``micro-namespace`` names, or the host (``tenant.DOMAIN``,
+where the door has a domain), else that of his account, or of the door for nobody. Whoever names
+another namespace than his own is let in by a rule of that namespace, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from micro_ray.auth import Identity, Resource
+from micro_ray.auth.callers import Denials, bearer_of
+from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.guard import Guard
+from micro_ray.auth.passes import Passes
+from micro_ray.context import AUTHORIZATION
+from micro_ray.errors import Forbidden, Unauthorized
+from micro_ray.router.table import home
+
+__all__ = ["COOKIE", "Visitor", "Visitors"]
+
+COOKIE = "micro-token"
+
+
+class Visitor(NamedTuple):
+    """``identity`` is None for nobody."""
+
+    identity: Identity | None
+    namespace: str
+
+    @property
+    def account(self) -> str:
+        """His id, with his namespace where that is another; blank for nobody."""
+        if self.identity is None:
+            return ""
+        if self.identity.namespace == self.namespace:
+            return self.identity.id
+        return f"{self.identity.namespace}/{self.identity.id}"
+
+
+class Visitors:
+    """``guard`` decides (None: everybody may do everything, and nobody is known), ``passes`` are
+    what visitors go on with, ``namespace`` is that of nobody. ``domain`` is that of hosts which
+    name a namespace."""
+
+    def __init__(
+        self,
+        guard: Guard | None = None,
+        passes: Passes | None = None,
+        *,
+        namespace: str = "micro",
+        domain: str = "",
+        denials: Denials | None = None,
+    ) -> None:
+        self.guard = guard
+        self.nobody = Visitor(None, namespace)
+        self._passes = passes
+        self._suffix = f".{domain.lower().strip('.')}" if domain else ""
+        self._denials = denials
+
+    def of(self, headers: Mapping[bytes, bytes]) -> Visitor:
+        """Raises Unauthorized for a credential that is none, BadRequest for what is no
+        namespace."""
+        if self.guard is None:
+            return self.nobody
+        identity = self._identity(headers)
+        asked = headers.get(b"micro-namespace", b"").decode("latin-1")
+        asked = asked or self._of_host(headers)
+        if not asked:
+            return self.nobody if identity is None else Visitor(identity, identity.namespace)
+        return Visitor(identity, namespace_of(asked))
+
+    def _identity(self, headers: Mapping[bytes, bytes]) -> Identity | None:
+        given = headers.get(b"authorization", b"")
+        if given:
+            token = bearer_of(given.decode("latin-1"))
+        else:
+            token = _cookie(headers.get(b"cookie", b""))
+        if not token or self.guard is None:
+            return None
+        identity = self.guard.verify(token)
+        if identity.key:
+            raise Unauthorized("auth", "the token is of a process, which calls by its key")
+        return identity
+
+    def _of_host(self, headers: Mapping[bytes, bytes]) -> str:
+        """The namespace that the host names."""
+        if not self._suffix:
+            return ""
+        host = headers.get(b"host", b"").decode("latin-1").lower().partition(":")[0]
+        name = host.removesuffix(self._suffix)
+        return "" if name == host or "." in name else name
+
+    def check(self, visitor: Visitor, resource: Resource) -> None:
+        """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
+        Unavailable before the rules are known."""
+        if self.guard is None:
+            return
+        try:
+            self.guard.check(visitor.identity, resource, visitor.namespace)
+        except (Unauthorized, Forbidden) as error:
+            if self._denials is not None:
+                self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)
+            raise
+
+    def allows(self, visitor: Visitor, resource: Resource) -> bool:
+        """Whether he may."""
+        guard = self.guard
+        return guard is None or guard.decide(visitor.identity, resource, visitor.namespace).allowed
+
+    def along(self, visitor: Visitor, service: str) -> dict[str, str]:
+        """What he goes on with to a service."""
+        if self._passes is None:
+            return {AUTHORIZATION: ""}
+        return self._passes.to(home(visitor.namespace, service), service, visitor.identity)
+
+
+def _cookie(header: bytes) -> str:
+    """The token among the cookies (RFC 6265, 4.2)."""
+    for pair in header.decode("latin-1").split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name == COOKIE:
+            return value.strip('"')
+    return ""

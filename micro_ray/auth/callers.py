@@ -1,0 +1,261 @@
+"""Who calls a service, and whether he may: what each service asks of each call, and asks nobody.
+
+A call says who makes it by a pass (``passes.py``) or, where somebody comes without a door, by his
+access token. One that says nothing is nobody's, whom rules may let in too. The namespace that a
+call is about is its metadata ``micro-namespace`` at the platform's own services, which serve all,
+and that of the service elsewhere; the rules of that namespace decide.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from micro_ray.auth import DEFAULT, MAX_TOKEN, Audit, Identity, Kind, Resource
+from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.guard import Guard
+from micro_ray.auth.passes import LIFE, PASS, SCHEME, TOKEN
+from micro_ray.auth.tokens import ALGORITHM, LEEWAY
+from micro_ray.context import AUTHORIZATION
+from micro_ray.errors import Forbidden, Unauthorized
+
+__all__ = ["NAMESPACE", "Admitted", "Callers", "Denials", "bearer_of"]
+
+NAMESPACE = "micro-namespace"
+#: Passes whose verification is remembered; more, and it begins anew.
+REMEMBERED = 10_000
+#: Denials that wait to be entered among what was done; further ones are counted.
+WAITING = 1000
+
+_FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_OPTIONS: Any = {
+    "require": ["exp", "iat", "iss", "aud", "sub"],
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+}
+
+
+class Admitted(NamedTuple):
+    """A call that may be served: for whom (None: nobody), within which namespace, and whether a
+    process of the platform says so."""
+
+    identity: Identity | None
+    namespace: str
+    platform: bool
+
+
+class _Known(NamedTuple):
+    identity: Identity | None
+    expires: float
+    #: The replica that speaks, where it is not the platform.
+    process: Identity | None
+    platform: bool
+
+
+class Denials:
+    """What was refused and waits to be entered among what was done: bounded, the newest count."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.dropped = 0
+        self._clock = clock
+        self._waiting: deque[Audit] = deque(maxlen=WAITING)
+
+    def add(self, identity: Identity | None, resource: Resource, namespace: str, why: str) -> None:
+        """Enter that somebody may not."""
+        self.dropped += len(self._waiting) == WAITING
+        by = "" if identity is None else f"{identity.namespace}/{identity.id}"
+        self._waiting.append(
+            Audit(
+                id="",
+                time=self._clock(),
+                action="call",
+                by=by,
+                namespace=namespace,
+                subject=f"{resource.name}:{resource.endpoint}",
+                allowed=False,
+                detail={"why": why},
+            )
+        )
+
+    def take(self, most: int) -> list[Audit]:
+        """The oldest."""
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class Callers:
+    """Decides for one service of one namespace. ``platform`` is the public half of the platform's
+    key; ``shared`` says that the service serves all namespaces."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        service: str,
+        namespace: str = DEFAULT,
+        platform: str,
+        shared: bool = False,
+        denials: Denials | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.guard = guard
+        self._audience = f"{namespace}/{service.lower()}"
+        self._namespace = namespace
+        self._shared = shared
+        self._platform = platform
+        self._denials = denials
+        self._clock = clock
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._keys: dict[str, Ed25519PublicKey] = {}
+
+    def admit(self, metadata: Mapping[str, str], resource: Resource) -> Admitted:
+        """Whose call it is, if he may make it. Raises Unauthorized for a credential that is none
+        and for nobody where somebody is needed, Forbidden for who may not, BadRequest for a
+        namespace that cannot be, Unavailable before the rules are known."""
+        identity, platform = self.identify(metadata)
+        namespace = self._namespace
+        if self._shared:
+            asked = metadata.get(NAMESPACE, "")
+            namespace = asked or (DEFAULT if identity is None else identity.namespace)
+            if identity is None or namespace != identity.namespace:
+                namespace_of(namespace)
+        self.check(identity, resource, namespace)
+        return Admitted(identity, namespace, platform)
+
+    def check(self, identity: Identity | None, resource: Resource, namespace: str) -> None:
+        """As :meth:`admit`, for who is known. ``*`` is every namespace."""
+        try:
+            if namespace == "*":
+                if identity is None or not identity.everywhere:
+                    raise Forbidden(resource.name, "only the platform acts in every namespace")
+                return
+            self.guard.check(identity, resource, namespace)
+        except (Unauthorized, Forbidden) as error:
+            if self._denials is not None:
+                self._denials.add(identity, resource, namespace, error.detail)
+            raise
+
+    def identify(self, metadata: Mapping[str, str]) -> tuple[Identity | None, bool]:
+        """Who calls, and whether the platform says so. Raises Unauthorized."""
+        given = metadata.get(AUTHORIZATION, "")
+        if not given:
+            return None, False
+        if not given.startswith(f"{SCHEME} "):
+            identity = self.guard.verify(bearer_of(given))
+            if identity.key and identity.kind is Kind.SERVICE:
+                raise _refused("it is of a process, which must make a pass by its key")
+            return identity, False
+        token = metadata.get(TOKEN, "")
+        known = self._known.get((given, token))
+        if known is None:
+            known = self._verify(given, token)
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[given, token] = known
+        elif known.expires < self._clock() - LEEWAY:
+            del self._known[given, token]
+            raise _refused("the pass has expired")
+        if known.process is not None:
+            self.guard.standing(known.process)
+        elif known.identity is not None and known.identity.token:
+            self._standing(known.identity)
+        return known.identity, known.platform
+
+    def _standing(self, identity: Identity) -> None:
+        """A door verified the token when it made the pass: it may have ended or been voided."""
+        if identity.expires < self._clock() - LEEWAY:
+            raise _refused("the token has expired: log in again, or refresh it")
+        self.guard.standing(identity)
+
+    def _verify(self, given: str, token: str) -> _Known:
+        text = given[len(SCHEME) + 1 :]
+        if len(text) > MAX_TOKEN or not _FORM.fullmatch(text):
+            raise _refused("the pass is none")
+        process = self.guard.verify(token) if token else None
+        if process is not None and not process.key:
+            raise _refused("the token that came with the pass names no key")
+        public = self._platform if process is None else process.key
+        claims = self._claims(text, public)
+        expires = self._times(claims)
+        if process is not None:
+            # It speaks for itself: of what the pass says only the callee and the time count.
+            return _Known(process, min(expires, process.expires), process, False)
+        return _Known(_identity(claims) if claims["sub"] else None, expires, None, True)
+
+    def _claims(self, text: str, public: str) -> dict[str, Any]:
+        try:
+            header = jwt.get_unverified_header(text)
+            if header.get("typ") != PASS or header.get("alg") != ALGORITHM or "crit" in header:
+                raise _refused("the pass is none")
+            claims: dict[str, Any] = jwt.decode(
+                text,
+                self._key(public),
+                algorithms=[ALGORITHM],
+                audience=self._audience,
+                issuer=public,
+                options=_OPTIONS,
+            )
+        except jwt.InvalidAudienceError:
+            raise _refused(f"the pass is for another service than {self._audience}") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise _refused("the pass is not signed by whom it says") from None
+        return claims
+
+    def _key(self, public: str) -> Ed25519PublicKey:
+        key = self._keys.get(public)
+        if key is None:
+            raw = base64.urlsafe_b64decode(public + "=" * (-len(public) % 4))
+            key = Ed25519PublicKey.from_public_bytes(raw)
+            if len(self._keys) >= REMEMBERED:
+                self._keys.clear()
+            self._keys[public] = key
+        return key
+
+    def _times(self, claims: dict[str, Any]) -> float:
+        now = self._clock()
+        issued, expires = claims["iat"], claims["exp"]
+        if not all(isinstance(at, int | float) for at in (issued, expires)):
+            raise _refused("the times of the pass are none")
+        if expires < now - LEEWAY:
+            raise _refused("the pass has expired")
+        if issued > now + LEEWAY or expires - issued > LIFE + 2:
+            raise _refused("the pass is good for longer than one may be")
+        return float(expires)
+
+
+def bearer_of(given: str) -> str:
+    """The access token of a header ``Authorization``. Raises Unauthorized for another scheme."""
+    scheme, _, token = given.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("auth", "invalid authorization header. expected Bearer schema")
+    return token.strip()
+
+
+def _identity(claims: dict[str, Any]) -> Identity:
+    """What the platform says of who calls."""
+    try:
+        return Identity(
+            id=str(claims["sub"]),
+            kind=Kind(claims["kind"]),
+            namespace=str(claims["namespace"]),
+            scopes=tuple(str(claims["scope"]).split()),
+            token=str(claims["token"]),
+            issued=float(claims["issued"]),
+            expires=float(claims["expires"]),
+        )
+    except (KeyError, ValueError, TypeError):
+        raise _refused("the pass does not say who calls") from None
+
+
+def _refused(why: str) -> Unauthorized:
+    return Unauthorized("auth", f"the credential is refused: {why}")

@@ -1,0 +1,167 @@
+"""Passes: a credential for one callee, made by who calls, without asking anybody.
+
+Whoever gets an access token may use it, so no service is given one. What travels with a call is a
+**pass**: a JWT of the type ``pass+jwt`` that says who calls, is good for one service of one
+namespace (``aud``, ``namespace/service``) and for minutes. It is signed by
+
+- the **platform's key**, which its own processes have: doors, which have verified an access token,
+  speak for its account; actors speak for themselves;
+- or the **key of a replica**, whose public half its own access token names (``cnf``, RFC 7800). It
+  speaks for itself only, and the token goes along.
+
+Decision 0017 argues it; :mod:`micro_ray.auth.callers` is who takes passes.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from micro_ray.auth import DEFAULT, PLATFORM, Identity, Kind
+from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
+from micro_ray.context import AUTHORIZATION
+
+__all__ = ["LIFE", "PASS", "SCHEME", "TOKEN", "Issuer", "Passes", "PrivateKey", "platform"]
+
+#: The type of a pass.
+PASS = "pass+jwt"
+#: Seconds that a pass is good; a new one is made when half of them are over.
+LIFE = 300.0
+#: Passes that are remembered; more, and it begins anew.
+REMEMBERED = 10_000
+#: How the metadata ``authorization`` with a pass begins, and the metadata with a replica's token.
+SCHEME, TOKEN = "Pass", "micro-token"
+
+
+class PrivateKey:
+    """An Ed25519 key as a text (base64url of its 32 bytes), for environments and files of mode
+    0600."""
+
+    __slots__ = ("key", "public", "text")
+
+    def __init__(self, text: str = "") -> None:
+        """A new one when none is given. Raises ValueError for what is none."""
+        if text:
+            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            self.key = Ed25519PrivateKey.from_private_bytes(raw)
+        else:
+            self.key = Ed25519PrivateKey.generate()
+            raw = self.key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+            text = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+        self.text = text
+        self.public = public_of(self.key)
+
+    def __repr__(self) -> str:
+        return f"PrivateKey(public={self.public!r})"
+
+
+class Passes:
+    """Makes passes as ``own``, signed by ``key``. ``token`` gives the access token that names the
+    key; a process of the platform has none."""
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        own: Identity,
+        *,
+        token: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.key = key
+        self.own = own
+        self._token = token
+        self._clock = clock
+        self._made: dict[tuple[str, str, str], tuple[float, Mapping[str, str]]] = {}
+
+    def itself(self, namespace: str, service: str) -> dict[str, str]:
+        """The metadata with which one calls a service oneself."""
+        return self.to(namespace, service, self.own)
+
+    def to(self, namespace: str, service: str, whom: Identity | None) -> dict[str, str]:
+        """The metadata with which somebody, or nobody, calls a service through here."""
+        place = (namespace, service, "" if whom is None else whom.token or whom.id)
+        found = self._made.get(place)
+        now = self._clock()
+        if found is None or found[0] < now:
+            found = self._make(namespace, service, whom, now)
+            if len(self._made) >= REMEMBERED:
+                self._made.clear()
+            self._made[place] = found
+        return {**found[1]}
+
+    def _make(
+        self, namespace: str, service: str, whom: Identity | None, now: float
+    ) -> tuple[float, Mapping[str, str]]:
+        expires = now + LIFE
+        claims: dict[str, Any] = {
+            "iss": self.key.public,
+            "aud": f"{namespace}/{service.lower()}",
+            "exp": math.ceil(expires),
+            "iat": round(now, 3),
+            "sub": "" if whom is None else whom.id,
+        }
+        if whom is not None:
+            claims |= {
+                "namespace": whom.namespace,
+                "kind": str(whom.kind),
+                "scope": " ".join(whom.scopes),
+                "token": whom.token,
+                "issued": whom.issued,
+                "expires": whom.expires,
+            }
+        signed = jwt.encode(claims, self.key.key, algorithm=ALGORITHM, headers={"typ": PASS})
+        made = {AUTHORIZATION: f"{SCHEME} {signed}"}
+        if self._token is not None:
+            made[TOKEN] = self._token()
+        return now + LIFE / 2, made
+
+    def forget(self) -> None:
+        """Make all anew: the token has changed."""
+        self._made.clear()
+
+
+def platform(key: PrivateKey, service: str) -> Passes:
+    """Those of a process of the platform."""
+    own = Identity(id=service, kind=Kind.SERVICE, namespace=DEFAULT, scopes=(PLATFORM,))
+    return Passes(key, own)
+
+
+class Issuer:
+    """Gives replicas the access tokens that name their keys. It has the platform's key, so that a
+    replica starts also while auth is away; its tokens are revoked as any other."""
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        issuer: str,
+        audience: str,
+        life: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._signer = Signer(key.key, key.public[:16], issuer, audience)
+        self._life = life
+        self._clock = clock
+
+    def issue(self, id: str, namespace: str, scopes: tuple[str, ...], public: str) -> str:
+        """An access token for a process with that public key."""
+        now = self._clock()
+        return self._signer.sign(
+            Identity(
+                id=id,
+                kind=Kind.SERVICE,
+                namespace=namespace,
+                scopes=scopes,
+                token=os.urandom(16).hex(),
+                issued=now,
+                expires=math.ceil(now + self._life),
+                key=public,
+            )
+        )
