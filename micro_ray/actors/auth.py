@@ -123,9 +123,9 @@ class AuthActor(Member):
         return await self.backend.rotate(by=_token(by))
 
     @streamed()
-    def follow(self, *, by: Caller) -> AsyncIterator[Update]:
+    def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
         """A stream, for ever: end it with ``ray.cancel``."""
-        return self.backend.follow(by=_token(by))
+        return self.backend.follow(namespace, by=_token(by))
 
     async def ensure_admin(self, id: str = "admin") -> str:
         return await self.backend.ensure_admin(id)

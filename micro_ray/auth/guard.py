@@ -49,10 +49,14 @@ class Guard:
         return self._verifier is not None
 
     def apply(self, update: Update) -> None:
-        """Learn; afterwards decisions are by it."""
+        """Learn; afterwards decisions are by it. Of what somebody knew who is out of reach of the
+        source, and who may know less than is known here, only that which never goes back."""
         if update.stale:
             self.stale = True
-            return
+            if not update.full or update.revision < self.revision:
+                for revoked in update.revoked:
+                    self._revoke(revoked)
+                return
         if update.full:
             self._rules = {}
         if update.keys is not None:
@@ -65,7 +69,7 @@ class Guard:
         for revoked in update.revoked:
             self._revoke(revoked)
         self.revision = update.revision
-        self.stale = self.stale and not update.full
+        self.stale = update.stale or (self.stale and not update.full)
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)
