@@ -214,7 +214,8 @@ class Update:
     """What a guard learns: ``full`` is everything at ``revision``, else what has changed since the
     update before. ``rules`` were made or changed, ``gone`` are (namespace, id) of those that are no
     more; ``keys`` are all keys, or None for no change. ``stale`` says that the source is out of
-    reach: what is known may be old, until everything comes again."""
+    reach: what is known may be old, until everything comes again; one that is ``full`` too is what
+    its sender knew last. ``more``: it is a part, and the rest comes with the next."""
 
     revision: int
     full: bool = False
@@ -223,6 +224,7 @@ class Update:
     rules: tuple[tuple[str, Rule], ...] = ()
     gone: tuple[tuple[str, str], ...] = ()
     revoked: tuple[Revocation, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,9 +401,10 @@ class Auth(abc.ABC):
     # -- following, and what was done ------------------------------------------------------------
 
     @abc.abstractmethod
-    def follow(self, *, by: Caller) -> AsyncIterator[Update]:
-        """Everything, then what changes, for ever; everything again after a gap. For services of
-        ``micro`` and who administers it."""
+    def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+        """Everything, then what changes, for ever; everything again after a gap. Of a namespace
+        other than ``micro``: its rules, all keys, all revocations. For services of ``micro`` and
+        who administers it; a service of another namespace gets what is of its own."""
 
     @abc.abstractmethod
     async def ensure_admin(self, id: str = "admin") -> str:

@@ -139,6 +139,8 @@ class Callers:
                 if identity is None or not identity.everywhere:
                     raise Forbidden(resource.name, "only the platform acts in every namespace")
                 return
+            if not self._shared and namespace != self._namespace:
+                raise Forbidden(resource.name, f"it is of {self._namespace}, not of {namespace}")
             self.guard.check(identity, resource, namespace)
         except (Unauthorized, Forbidden) as error:
             if self._denials is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from micro_ray.auth import (
     ADMIN,
+    DEFAULT,
     MAX_ID,
     MAX_METADATA,
     MAX_METADATA_BYTES,
@@ -15,6 +16,7 @@ from micro_ray.auth import (
     MAX_SCOPES,
     MAX_SECRET,
     MIN_SECRET,
+    SERVICE,
     Identity,
     Kind,
     Rule,
@@ -23,6 +25,7 @@ from micro_ray.errors import BadRequest, Forbidden, TooLarge, Unauthorized
 
 __all__ = [
     "administers",
+    "followed",
     "grants",
     "id_of",
     "metadata_of",
@@ -143,6 +146,18 @@ def administers(by: Identity | None, namespace: str) -> Identity:
     if not account.admin and not account.everywhere:
         raise Forbidden("auth", f"{account.id} does not administer {namespace}: scope {ADMIN} does")
     return account
+
+
+def followed(by: Identity | None, namespace: str | None) -> str | None:
+    """Whose rules somebody is told who asks to follow those of a namespace (None: whatever he
+    may): None for all. Raises Forbidden for who is no service, or of another namespace."""
+    account = somebody(by)
+    if account.everywhere:
+        return None if namespace == DEFAULT else namespace
+    service = account.kind is Kind.SERVICE and SERVICE in account.grants[1]
+    if not (service or account.admin) or namespace not in (None, account.namespace):
+        raise Forbidden("auth", f"{account.id} does not act for {namespace or DEFAULT}")
+    return account.namespace
 
 
 def grants(by: Identity, kind: Kind, scopes: Sequence[str]) -> None:

@@ -19,6 +19,8 @@ __all__ = ["Guard"]
 
 #: Tokens whose verification is remembered; more, and it begins anew.
 REMEMBERED = 10_000
+#: Revocations that are kept before those whose time is over are looked for.
+LITTLE = 100
 
 _PLATFORM = Decision(allowed=True, rule=None, why=f"it acts for the platform ({DEFAULT})")
 
@@ -46,6 +48,7 @@ class Guard:
         self._rules: dict[str, Rules] = {}
         self._tokens: dict[str, float] = {}
         self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
+        self._prune_at = LITTLE
 
     @property
     def ready(self) -> bool:
@@ -53,10 +56,14 @@ class Guard:
         return self._ready
 
     def apply(self, update: Update) -> None:
-        """Learn; afterwards decisions are by it."""
+        """Learn; afterwards decisions are by it. Of what somebody knew who is out of reach of the
+        source, and who may know less than is known here, only that which never goes back."""
         if update.stale:
             self.stale = True
-            return
+            if not update.full or update.revision < self.revision:
+                for revoked in update.revoked:
+                    self._revoke(revoked)
+                return
         if update.full:
             self._rules, self._ready = {}, True
         if update.keys is not None:
@@ -70,7 +77,7 @@ class Guard:
         for revoked in update.revoked:
             self._revoke(revoked)
         self.revision = update.revision
-        self.stale = self.stale and not update.full
+        self.stale = update.stale or (self.stale and not update.full)
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)
@@ -79,17 +86,23 @@ class Guard:
         return rules
 
     def _revoke(self, revoked: Revocation) -> None:
-        now = self._clock()
-        self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
-        self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
-        if revoked.until < now:
+        if revoked.until < self._clock():
             return
+        if len(self._tokens) + len(self._accounts) >= self._prune_at:
+            self._prune()
         if revoked.token:
             self._tokens[revoked.token] = max(self._tokens.get(revoked.token, 0.0), revoked.until)
             return
         space, _, id = revoked.account.partition("/")
         before, until = self._accounts.get((space, id), (0.0, 0.0))
         self._accounts[space, id] = max(before, revoked.before), max(until, revoked.until)
+
+    def _prune(self) -> None:
+        """Forget those whose time is over: not each time, as many come at once."""
+        now = self._clock()
+        self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
+        self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
+        self._prune_at = max(LITTLE, 2 * (len(self._tokens) + len(self._accounts)))
 
     # -- deciding --------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from micro_ray.auth import (
     Update,
 )
 from micro_ray.auth.callers import bearer_of
+from micro_ray.auth.known import join, split
 from micro_ray.context import AUTHORIZATION, current
 from micro_ray.errors import BadRequest
 from micro_ray.wire.closing import closing
@@ -125,11 +126,12 @@ class _Auth:
         """Sign with the next key from now on."""
         return await self._auth.rotate(by=bearer())
 
-    async def follow(self) -> AsyncIterator[Update]:
-        """Keys, rules and revocations, then what changes."""
-        async with closing(self._auth.follow(by=bearer())) as updates:
+    async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
+        """Keys, rules and revocations, then what changes; large ones in parts."""
+        async with closing(self._auth.follow(namespace, by=bearer())) as updates:
             async for update in updates:
-                yield update
+                for part in split(update):
+                    yield part
 
     async def note(self, entries: list[Audit]) -> None:
         """Enter denials among what was done."""
@@ -380,13 +382,17 @@ class RemoteAuth(Auth):
     async def rotate(self, *, by: Caller) -> list[Key]:
         return await self._ask("Auth.Rotate", {}, list[Key], by)
 
-    async def follow(self, *, by: Caller) -> AsyncIterator[Update]:
+    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
         """Raises what the line raises when it breaks: follow again, everything comes first."""
         async with await self._caller.open(NAME, "Auth.Follow", metadata=_from(by)) as stream:
-            await stream.send(to_json({}))
+            await stream.send(to_json({} if namespace is None else {"namespace": namespace}))
             await stream.end()
+            parts: list[Update] = []
             async for message in stream:
-                yield from_json(message, Update, NAME)
+                parts.append(from_json(message, Update, NAME))
+                if not parts[-1].more:
+                    update, parts = join(parts), []
+                    yield update
 
     async def ensure_admin(self, id: str = "admin") -> str:
         """Raises BadRequest: it is for who owns the machine."""
