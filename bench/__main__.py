@@ -15,6 +15,7 @@ NAMES = (
     "config",
     "events",
     "frames",
+    "guards",
     "http",
     "limits",
     "profile",

@@ -98,6 +98,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "network.retry_budget": (0, 10),
     "network.registry_port": (1, 65_472),
     "network.router_port": (1, 65_472),
+    "network.auth_port": (1, 65_472),
     "wire.max_frame": (1024, 2**30),
     "wire.max_message": (1024, 2**31),
     "wire.max_header": (1024, 2**16),
@@ -111,6 +112,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "pools.broker": (1, 64),
     "pools.events": (1, 64),
     "pools.config": (1, 64),
+    "pools.auth": (1, 64),
+    "pools.authcache": (1, 64),
     "pools.limits": (1, 1),
     "pools.runtime": (1, 64),
     "runtime.max_source": (1, 2**40),
@@ -294,8 +297,8 @@ class Network:
     ``retry_budget`` is the share of calls that may be tried again.
 
     On a Ray of several machines member i of the registry listens on ``registry_port`` + i of its
-    machine, member i of the routers on ``router_port`` + i, so that others can begin there. The
-    server fills in ``registry_addresses`` and ``router_addresses``, member by member.
+    machine, member i of the routers on ``router_port`` + i, of auth on ``auth_port`` + i, so that
+    others can begin there. The server fills in the addresses, member by member.
     """
 
     timeout: float = 30.0
@@ -303,8 +306,10 @@ class Network:
     retry_budget: float = 0.1
     registry_port: int = 7400
     router_port: int = 7500
+    auth_port: int = 7600
     registry_addresses: tuple[str, ...] = ()
     router_addresses: tuple[str, ...] = ()
+    auth_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +328,8 @@ class Wire:
 class Pools:
     """How many actors each platform service has. A registry or a broker in memory is one process,
     so that pool is one, and so is that of the limits, which all doors borrow from; everything else
-    may be larger."""
+    may be larger. On a Ray of several machines there are as many of ``authcache`` as machines, at
+    least."""
 
     registry: int = 1
     router: int = 2
@@ -333,6 +339,7 @@ class Pools:
     events: int = 2
     config: int = 2
     auth: int = 1
+    authcache: int = 1
     limits: int = 1
     runtime: int = 1
 
@@ -397,15 +404,17 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a process needs to join: where registries and routers listen, who and where it is (the
-    name of its machine and the IP address on which it listens there), how long it is known without
-    a sign of life, how it calls, and the limits of its frames."""
+    """What a process needs to join: where registries, routers, and auth (its caches, then itself)
+    listen, who and where it is (the name of its machine and the IP address on which it listens
+    there), how long it is known without a sign of life, how it calls, and the limits of its
+    frames."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
     namespace: str
     host: str
     run: Path
+    auths: tuple[str, ...] = ()
     address: str = LOOPBACK
     instance: str = ""
     version: str = ""
@@ -526,29 +535,33 @@ def socket_path(run: Path, node: str) -> Path:
 
 
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:
-    """Where the platform is. ``MICRO_REGISTRY``/``MICRO_ROUTER`` (comma lists of addresses, set by
-    the runtime for what it starts) win over the sockets under ``run`` and, for other machines, the
-    addresses of the settings. Raises BadRequest that names the variable for what is no address."""
+    """Where the platform is. ``MICRO_REGISTRY``, ``MICRO_ROUTER`` and ``MICRO_AUTHS`` (comma lists
+    of addresses, set by the runtime for what it starts) win over the sockets under ``run`` and, for
+    other machines, the addresses of the settings. Raises BadRequest that names the variable for
+    what is no address."""
     environ = os.environ if environ is None else environ
 
-    def addresses(
-        variable: str, service: str, count: int, others: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def addresses(variable: str, others: tuple[str, ...], **counts: int) -> tuple[str, ...]:
         given = [part.strip() for part in environ.get(variable, "").split(",") if part.strip()]
         for address in given:
             if not address.startswith(("unix:/", "tcp:")):
                 raise BadRequest(
                     "settings", f"{variable}: {address!r} is neither unix:/path nor tcp:host:port"
                 )
-        here = (f"unix:{settings.run}/{service}-{i}.sock" for i in range(count))
+        here = (
+            f"unix:{settings.run}/{service}-{i}.sock"
+            for service, count in counts.items()
+            for i in range(count)
+        )
         return tuple(given or (*here, *others))
 
     pools, network = settings.pools, settings.network
     return Bootstrap(
-        registry=addresses(
-            "MICRO_REGISTRY", "registry", pools.registry, network.registry_addresses
+        registry=addresses("MICRO_REGISTRY", network.registry_addresses, registry=pools.registry),
+        routers=addresses("MICRO_ROUTER", network.router_addresses, router=pools.router),
+        auths=addresses(
+            "MICRO_AUTHS", network.auth_addresses, authcache=pools.authcache, auth=pools.auth
         ),
-        routers=addresses("MICRO_ROUTER", "router", pools.router, network.router_addresses),
         namespace=settings.namespace,
         host=settings.host,
         address=settings.address or LOOPBACK,
@@ -683,6 +696,7 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_REGISTRY": ",".join(boot.registry),
         "MICRO_REGISTRY_TTL": repr(boot.ttl),
         "MICRO_ROUTER": ",".join(boot.routers),
+        "MICRO_AUTHS": ",".join(boot.auths),
         "MICRO_NAMESPACE": boot.namespace,
         "MICRO_HOST": boot.host,
         "MICRO_ADDRESS": boot.address,

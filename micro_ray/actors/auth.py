@@ -39,7 +39,7 @@ from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.events import RemoteEvents
 from micro_ray.wire.store import RemoteStore
 
-__all__ = ["AuthActor"]
+__all__ = ["AuthActor", "token_of"]
 
 log = logging.getLogger(__name__)
 
@@ -72,22 +72,22 @@ class AuthActor(Member):
         return face.endpoints(self.backend)
 
     async def generate(self, id: str, *, by: Caller, **options: Any) -> Created:
-        return await self.backend.generate(id, by=_token(by), **options)
+        return await self.backend.generate(id, by=token_of(by), **options)
 
     async def accounts(self, *, by: Caller, **options: Any) -> list[Account]:
-        return await self.backend.accounts(by=_token(by), **options)
+        return await self.backend.accounts(by=token_of(by), **options)
 
     async def account(self, id: str, *, by: Caller, **options: Any) -> Account:
-        return await self.backend.account(id, by=_token(by), **options)
+        return await self.backend.account(id, by=token_of(by), **options)
 
     async def delete(self, id: str, *, by: Caller, **options: Any) -> None:
-        await self.backend.delete(id, by=_token(by), **options)
+        await self.backend.delete(id, by=token_of(by), **options)
 
     async def change_secret(self, id: str, *, by: Caller, **options: Any) -> str:
-        return await self.backend.change_secret(id, by=_token(by), **options)
+        return await self.backend.change_secret(id, by=token_of(by), **options)
 
     async def enable(self, id: str, enabled: bool, *, by: Caller, **options: Any) -> Account:
-        return await self.backend.enable(id, enabled, by=_token(by), **options)
+        return await self.backend.enable(id, enabled, by=token_of(by), **options)
 
     async def token(self, id: str, secret: str, **options: Any) -> Tokens:
         return await self.backend.token(id, secret, **options)
@@ -96,51 +96,51 @@ class AuthActor(Member):
         return await self.backend.refresh(token)
 
     async def issue(self, id: str, *, by: Caller, **options: Any) -> Tokens:
-        return await self.backend.issue(id, by=_token(by), **options)
+        return await self.backend.issue(id, by=token_of(by), **options)
 
     async def inspect(self, token: str) -> Identity:
         return await self.backend.inspect(token)
 
     async def revoke(self, *, by: Caller, **options: Any) -> None:
-        await self.backend.revoke(by=_token(by), **options)
+        await self.backend.revoke(by=token_of(by), **options)
 
     async def create_rule(self, rule: Rule, *, by: Caller, **options: Any) -> None:
-        await self.backend.create_rule(rule, by=_token(by), **options)
+        await self.backend.create_rule(rule, by=token_of(by), **options)
 
     async def delete_rule(self, id: str, *, by: Caller, **options: Any) -> None:
-        await self.backend.delete_rule(id, by=_token(by), **options)
+        await self.backend.delete_rule(id, by=token_of(by), **options)
 
     async def rules(self, *, by: Caller, **options: Any) -> list[Rule]:
-        return await self.backend.rules(by=_token(by), **options)
+        return await self.backend.rules(by=token_of(by), **options)
 
     async def explain(self, resource: Resource, *, by: Caller, **options: Any) -> Decision:
-        return await self.backend.explain(resource, by=_token(by), **options)
+        return await self.backend.explain(resource, by=token_of(by), **options)
 
     async def keys(self) -> list[Key]:
         return await self.backend.keys()
 
     async def rotate(self, *, by: Caller) -> list[Key]:
-        return await self.backend.rotate(by=_token(by))
+        return await self.backend.rotate(by=token_of(by))
 
     @streamed()
     def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
         """A stream, for ever: end it with ``ray.cancel``."""
-        return self.backend.follow(namespace, by=_token(by))
+        return self.backend.follow(namespace, by=token_of(by))
 
     async def ensure_admin(self, id: str = "admin") -> str:
         return await self.backend.ensure_admin(id)
 
     async def note(self, *entries: Audit, by: Caller) -> None:
-        await self.backend.note(*entries, by=_token(by))
+        await self.backend.note(*entries, by=token_of(by))
 
     async def audits(self, *, limit: int = 100, by: Caller) -> list[Audit]:
-        return await self.backend.audits(limit=limit, by=_token(by))
+        return await self.backend.audits(limit=limit, by=token_of(by))
 
     async def settle(self, *ids: str, by: Caller) -> None:
-        await self.backend.settle(*ids, by=_token(by))
+        await self.backend.settle(*ids, by=token_of(by))
 
 
-def _token(by: Caller) -> str | None:
+def token_of(by: Caller) -> str | None:
     if by is not None and not isinstance(by, str):
         raise BadRequest("auth", "over a handle one is known by his access token")
     return by

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from micro_ray.actors.auth import AuthActor
+from micro_ray.actors.authcache import AuthCacheActor
 from micro_ray.actors.broker import BrokerActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
@@ -49,6 +50,7 @@ MEMBERS: Mapping[str, type[Member]] = {
         EventsActor,
         ConfigActor,
         AuthActor,
+        AuthCacheActor,
         LimitsActor,
         NetworkActor,
         RuntimeActor,

@@ -121,6 +121,8 @@ class Member:
             return network.registry_port + self.index
         if self.service == "router" and network.router_addresses:
             return network.router_port + self.index
+        if self.service == "auth" and network.auth_addresses:
+            return network.auth_port + self.index
         return 0
 
     # -- verbs that every member has on its handle -------------------------------------------

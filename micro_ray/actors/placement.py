@@ -1,8 +1,9 @@
 """Where the members of the pools run on a Ray of several machines.
 
 What keeps its data in memory or in files of the state folder has them on the server's machine, and
-runs there. What keeps it elsewhere, or has none, is spread: registry and routers in turn, so that
-their well-known ports are on machines that are known from the start, the others as Ray likes.
+runs there. What keeps it elsewhere, or has none, is spread: registry, routers and auth in turn, so
+that their well-known ports are on machines that are known from the start, and auth caches so that
+each machine has one; the others as Ray likes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from micro_ray.settings import Settings
 from micro_ray.wire.address import Address
 
 __all__ = ["Machine", "machine_of", "with_addresses"]
+
+#: Machines of a platform that have an auth cache of their own, at most; on others auth is followed.
+MOST_CACHES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,14 @@ def machine_of(
     with the server's."""
     if _bound(settings, service):
         return machines[0], True
-    if service in ("registry", "router"):
+    if service in ("registry", "router", "auth", "authcache"):
         return machines[index % len(machines)], False
     return None, False
 
 
 def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
-    """The settings with the addresses at which other machines reach registry and routers."""
+    """The settings with the addresses at which other machines reach registry, routers and auth,
+    and with an auth cache for each machine."""
 
     def addresses(service: str, count: int, port: int) -> tuple[str, ...]:
         places = [machine_of(settings, service, index, machines)[0] for index in range(count)]
@@ -54,7 +59,9 @@ def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
             network,
             registry_addresses=addresses("registry", pools.registry, network.registry_port),
             router_addresses=addresses("router", pools.router, network.router_port),
+            auth_addresses=addresses("auth", pools.auth, network.auth_port),
         ),
+        pools=replace(pools, authcache=max(pools.authcache, min(len(machines), MOST_CACHES))),
     )
 
 
@@ -68,7 +75,8 @@ def _bound(settings: Settings, service: str) -> bool:
     }
     if service in embedded:
         return embedded[service].startswith(("memory:", "sqlite:"))
-    # The runtime has sources, logs and processes of its machine; config the keys of its secrets.
-    return service == "runtime" or (
-        service == "config" and settings.config.key_file.is_relative_to(settings.state)
-    )
+    # What secrets are sealed with: of config, and of the keys that sign tokens.
+    sealed = {"config": settings.config.key_file, "auth": settings.auth.key_file}
+    if service in sealed:
+        return sealed[service].is_relative_to(settings.state)
+    return service == "runtime"  # it has sources, logs and processes of its machine

@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
-from micro_ray.auth import Key, Revocation, Rule, Update
+from micro_ray.auth import Identity, Key, Revocation, Rule, Update
 from micro_ray.auth.fanout import Fanout
+from micro_ray.auth.guard import Guard
 from micro_ray.auth.records import KEYS, REVOKED, RULE, SHARED, Records, Ring, parted
 from micro_ray.errors import Conflict, InternalError, MicroError
 from micro_ray.store import Action, Change
@@ -21,18 +22,37 @@ __all__ = ["Feed"]
 log = logging.getLogger(__name__)
 
 #: Seconds between attempts to read the store: first, and at most.
-BACKOFF = (0.02, 1.0)
+BACKOFF = (0.02, 0.25)
+#: Seconds that the store is read on when nobody follows: when a cache dies, all its followers come
+#: at once.
+LINGER = 60.0
 
 
 class Feed:
-    def __init__(self, records: Records, clock: Callable[[], float] = time.time) -> None:
+    """``guard`` learns what followers are told."""
+
+    def __init__(
+        self, records: Records, guard: Guard, clock: Callable[[], float] = time.time
+    ) -> None:
         self._records = records
+        self._guard = guard
         self._fanout = Fanout(clock)
         self._task: asyncio.Task[None] | None = None
+        self._end: asyncio.TimerHandle | None = None
+
+    def verify(self, token: str) -> Identity | None:
+        """Whose token it is by what followers were told last, without asking the store; None when
+        that may be old. Raises Unauthorized."""
+        if self._task is None or self._guard.stale:
+            return None
+        return self._guard.verify(token)
 
     async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
         """Everything, then what changes; of the rules those of a namespace, unless it is None or
         the platform's. Raises Unavailable when this is closed."""
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
         if self._task is None or self._task.done():
             self._fanout.forget()  # what was known when the last one left is old
             self._task = asyncio.create_task(self._run(), name="auth-feed")
@@ -42,12 +62,21 @@ class Feed:
                 async for update in updates:
                     yield update
         finally:
-            if not self._fanout.followers and self._task is not None:
-                self._task.cancel()
-                self._task = None
+            if not self._fanout.followers and self._task is not None and self._end is None:
+                self._end = asyncio.get_running_loop().call_later(LINGER, self._stop)
+
+    def _stop(self) -> None:
+        self._end = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._lost()
 
     async def close(self) -> None:
         self._fanout.close()
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -58,21 +87,29 @@ class Feed:
         while True:
             try:
                 revision = await self._records.revision()
-                self._fanout.take(await self._load(revision))
+                self._take(await self._load(revision))
                 pause = BACKOFF[0]
                 async with aclosing(self._records.follow(revision)) as changes:  # type: ignore[type-var]
                     async for change in changes:
-                        self._fanout.take(await self._update(change))
+                        self._take(await self._update(change))
             except Conflict:
                 log.info("auth reads everything again: the store's history was cut")
             except MicroError as error:
                 log.warning("auth cannot be followed: %s", error)
-                self._fanout.lost()
+                self._lost()
             except Exception:
                 log.exception("following auth")
-                self._fanout.lost()
+                self._lost()
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, BACKOFF[1])
+
+    def _take(self, update: Update) -> None:
+        self._fanout.take(update)
+        self._guard.apply(update)
+
+    def _lost(self) -> None:
+        self._fanout.lost()
+        self._guard.apply(Update(revision=self._guard.revision, stale=True))
 
     async def _load(self, revision: int) -> Update:
         rules: list[tuple[str, Rule]] = []

@@ -20,6 +20,8 @@ __all__ = ["Guard"]
 
 #: Tokens whose verification is remembered; more, and it begins anew.
 REMEMBERED = 10_000
+#: Revocations that are kept before those whose time is over are looked for.
+LITTLE = 100
 
 _PLATFORM = Decision(allowed=True, rule=None, why=f"it acts for the platform ({DEFAULT})")
 
@@ -42,6 +44,7 @@ class Guard:
         self._rules: dict[str, Rules] = {}
         self._tokens: dict[str, float] = {}
         self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
+        self._prune_at = LITTLE
 
     @property
     def ready(self) -> bool:
@@ -78,17 +81,23 @@ class Guard:
         return rules
 
     def _revoke(self, revoked: Revocation) -> None:
-        now = self._clock()
-        self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
-        self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
-        if revoked.until < now:
+        if revoked.until < self._clock():
             return
+        if len(self._tokens) + len(self._accounts) >= self._prune_at:
+            self._prune()
         if revoked.token:
             self._tokens[revoked.token] = max(self._tokens.get(revoked.token, 0.0), revoked.until)
             return
         space, _, id = revoked.account.partition("/")
         before, until = self._accounts.get((space, id), (0.0, 0.0))
         self._accounts[space, id] = max(before, revoked.before), max(until, revoked.until)
+
+    def _prune(self) -> None:
+        """Forget those whose time is over: not each time, as many come at once."""
+        now = self._clock()
+        self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
+        self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
+        self._prune_at = max(LITTLE, 2 * (len(self._tokens) + len(self._accounts)))
 
     # -- deciding --------------------------------------------------------------------------------
 

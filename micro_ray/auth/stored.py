@@ -29,6 +29,7 @@ from micro_ray.auth import (
 )
 from micro_ray.auth.accounts import Accounts, account_of, new_secret
 from micro_ray.auth.feed import Feed
+from micro_ray.auth.guard import Guard
 from micro_ray.auth.passwords import Passwords
 from micro_ray.auth.records import AUDIT, RULE, SHARED, Records, encoded
 from micro_ray.auth.ring import KeyRing
@@ -73,7 +74,8 @@ class StoredAuth(Auth):
         self._ring = KeyRing(self._records, sealing, settings, clock)
         self._accounts = Accounts(self._records, self._passwords, settings, clock)
         self._sessions = Sessions(self._records, self._accounts, self._ring, settings, clock)
-        self._feed = Feed(self._records, clock)
+        guard = Guard(settings.issuer, settings.audience, clock)
+        self._feed = Feed(self._records, guard, clock)
         self._closed = False
 
     async def close(self) -> None:
@@ -321,12 +323,13 @@ class StoredAuth(Auth):
         await self._ring.rotate(giver)
         return await self._ring.keys()
 
-    async def follow(
-        self, namespace: str | None = None, *, by: Caller
-    ) -> AsyncIterator[Update]:
+    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
         self._open(namespace or DEFAULT)
-        space = checks.followed(await self._who(by), namespace)
-        await self._ring.keys()  # made at first use, so that a guard never waits for a login
+        whom = self._feed.verify(by) if isinstance(by, str) else by
+        if whom is None:
+            whom = await self._who(by)
+            await self._ring.keys()  # made at first use, so that a guard never waits for a login
+        space = checks.followed(whom, namespace)
         async with aclosing(self._feed.follow(space)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 yield update

@@ -380,9 +380,7 @@ class RemoteAuth(Auth):
     async def rotate(self, *, by: Caller) -> list[Key]:
         return await self._ask("Auth.Rotate", {}, list[Key], by)
 
-    async def follow(
-        self, namespace: str | None = None, *, by: Caller
-    ) -> AsyncIterator[Update]:
+    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
         """Raises what the line raises when it breaks: follow again, everything comes first."""
         async with await self._caller.open(NAME, "Auth.Follow", metadata=_from(by)) as stream:
             await stream.send(to_json({} if namespace is None else {"namespace": namespace}))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from micro_ray.auth import Auth, Kind, Resource, Rule, Update
+from micro_ray.auth import Auth, Identity, Kind, Resource, Rule, Update
 from micro_ray.auth.guard import Guard
 from micro_ray.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from tests.fixtures.auths import BOSS, ROOT, SETTINGS, identity
@@ -333,6 +333,51 @@ async def test_everything_comes_first_and_nothing_twice(auth: Auth) -> None:
     assert seen[5].gone == (("micro", "r0"),)
     revisions = [first.revision, *(u.revision for u in seen)]
     assert revisions == sorted(set(revisions))
+
+
+async def test_a_service_follows_what_is_of_its_namespace(auth: Auth) -> None:
+    """Its rules, all keys, all revocations; the platform's parts may ask for any namespace."""
+    process = identity("shop", kind=Kind.SERVICE, namespace="acme", scopes=("service",))
+    for space in ("acme", "other"):
+        await auth.create_rule(Rule(id=f"of-{space}", resource=HELLO), namespace=space, by=ROOT)
+    for asked, by in ((None, process), ("acme", process), ("acme", ROOT)):
+        async with contextlib.aclosing(auth.follow(asked, by=by)) as updates:  # type: ignore[type-var]
+            first = await anext(updates)
+            assert first.full
+            assert first.keys
+            assert [(space, rule.id) for space, rule in first.rules] == [("acme", "of-acme")]
+            await auth.create_rule(Rule(id="x", resource=HELLO), namespace="other", by=ROOT)
+            await auth.generate("jane", namespace="other", by=ROOT)
+            await auth.revoke(account="jane", namespace="other", by=ROOT)
+            await auth.delete_rule("x", namespace="other", by=ROOT)
+            await auth.create_rule(Rule(id="y", resource=HELLO), namespace="acme", by=ROOT)
+            told: list[Update] = []
+            while not any(update.rules for update in told):
+                told.append(await asyncio.wait_for(anext(updates), PROMPT))
+        assert [p for update in told for p in update.gone] == []
+        assert [one.account for update in told for one in update.revoked] == ["other/jane"]
+        assert [(s, r.id) for update in told for s, r in update.rules] == [("acme", "y")]
+        await auth.delete_rule("y", namespace="acme", by=ROOT)
+        await auth.delete("jane", namespace="other", by=ROOT)
+    async with contextlib.aclosing(auth.follow("micro", by=ROOT)) as updates:  # type: ignore[type-var]
+        spaces = {space for space, _ in (await anext(updates)).rules}
+        assert spaces == {"acme", "other"}
+
+
+@pytest.mark.parametrize(
+    ("by", "asked"),
+    [
+        (identity("shop", kind=Kind.SERVICE, namespace="acme", scopes=("service",)), "other"),
+        (identity("shop", kind=Kind.SERVICE, namespace="acme", scopes=("service",)), "micro"),
+        (identity("shop", kind=Kind.SERVICE, namespace="acme"), None),
+        (identity("user", namespace="acme", scopes=("service",)), "acme"),
+        (BOSS, "acme"),
+        (None, None),
+    ],
+)
+async def test_who_may_not_follow(auth: Auth, by: Identity | None, asked: str | None) -> None:
+    with pytest.raises(Unauthorized if by is None else Forbidden):
+        await anext(auth.follow(asked, by=by))
 
 
 async def test_closing_ends_followers(auth: Auth) -> None:
