@@ -40,12 +40,15 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
 
+    @property
+    def live(self) -> bool:
+        """Whether what followers are told is what the store has."""
+        return self._task is not None and not self._guard.stale
+
     def verify(self, token: str) -> Identity | None:
         """Whose token it is by what followers were told last, without asking the store; None when
         that may be old. Raises Unauthorized."""
-        if self._task is None or self._guard.stale:
-            return None
-        return self._guard.verify(token)
+        return self._guard.verify(token) if self.live else None
 
     async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
         """Everything, then what changes; of the rules those of a namespace, unless it is None or

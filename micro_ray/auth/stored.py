@@ -328,6 +328,7 @@ class StoredAuth(Auth):
         whom = self._feed.verify(by) if isinstance(by, str) else by
         if whom is None:
             whom = await self._who(by)
+        if not self._feed.live:
             await self._ring.keys()  # made at first use, so that a guard never waits for a login
         space = checks.followed(whom, namespace)
         async with aclosing(self._feed.follow(space)) as updates:  # type: ignore[type-var]

@@ -27,6 +27,7 @@ VICTIMS: Mapping[str, int] = {
     "ray::EventsActor": 2,
     "ray::ConfigActor": 2,
     "ray::AuthActor": 1,
+    "ray::AuthCacheActor": 1,
     "ray::LimitsActor": 1,
     "ray::NetworkActor": 1,
     "ray::RuntimeActor": 1,

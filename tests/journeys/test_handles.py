@@ -41,7 +41,7 @@ def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver)
         """
         for name in (
             "registry", "router", "router-1", "store", "store-1", "broker", "events", "events-1",
-            "config", "config-1", "limits", "network", "runtime",
+            "config", "config-1", "auth", "authcache", "limits", "network", "runtime",
         ):
             actor = ray.get_actor(name, namespace="micro")
             said = ray.get(actor.ping.remote())

@@ -17,7 +17,9 @@ def settings(**overrides: object) -> Settings:
     return load({}, {"state": "/s", **overrides})
 
 
-@pytest.mark.parametrize("service", ["registry", "store", "broker", "events", "config", "runtime"])
+@pytest.mark.parametrize(
+    "service", ["registry", "store", "broker", "events", "config", "auth", "runtime"]
+)
 def test_what_is_kept_on_the_servers_machine_runs_there(service: str) -> None:
     for index in range(4):
         assert machine_of(settings(), service, index, BOTH) == (SERVER, True)
@@ -56,6 +58,25 @@ def test_others_begin_at_known_ports() -> None:
         "tcp:10.0.0.2:9501",
         "tcp:10.0.0.1:9502",
     )
+
+
+def test_each_machine_has_an_auth_cache() -> None:
+    given = with_addresses(settings(**{"auth.key_file": Path("/etc/micro/auth.keys")}), BOTH)
+    assert given.pools.authcache == 2
+    assert [machine_of(given, "authcache", i, BOTH) for i in range(2)] == [
+        (SERVER, False),
+        (OTHER, False),
+    ]
+    assert machine_of(given, "auth", 1, BOTH) == (OTHER, False)
+    assert bootstrap(given, {}).auths == (
+        "unix:/s/run/authcache-0.sock",
+        "unix:/s/run/authcache-1.sock",
+        "unix:/s/run/auth-0.sock",
+        "tcp:10.0.0.1:7600",
+    )
+    many = [Machine(id=str(n), address=f"10.0.1.{n}") for n in range(100)]
+    assert with_addresses(settings(), many).pools.authcache == 64
+    assert with_addresses(settings(**{"pools.authcache": 3}), BOTH).pools.authcache == 3
 
 
 def test_an_ipv6_address_is_one() -> None:

@@ -189,6 +189,7 @@ NUMBERS = {
     "wire.max_header": ["65537"],
     "wire.keepalive": ["0", "inf"],
     "pools.store": ["0", "65"],
+    "pools.authcache": ["0", "65"],
     "broker.max_message": ["0", "8388609"],
     "broker.max_subscriptions": ["0", "100001"],
     "broker.patience": ["-1", "61"],
@@ -330,8 +331,8 @@ def test_a_misspelt_variable_of_a_section(variable: str, hint: str) -> None:
 
 @pytest.mark.parametrize(
     "variable",
-    ["MICRO_REGISTRY", "MICRO_ROUTER", "MICRO_INSTANCE", "MICRO_SERVICE_NAME", "MICRO_LIFE",
-     "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot", "XMICRO_API_"],
+    ["MICRO_REGISTRY", "MICRO_ROUTER", "MICRO_AUTHS", "MICRO_INSTANCE", "MICRO_SERVICE_NAME",
+     "MICRO_LIFE", "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot", "XMICRO_API_"],
 )  # fmt: skip
 def test_variables_of_others_are_left_alone(variable: str) -> None:
     assert load({variable: "x"}) == load({})
@@ -419,6 +420,7 @@ def test_where_the_platform_is() -> None:
     boot = bootstrap(settings, {})
     assert boot.registry == ("unix:/r/registry-0.sock",)
     assert boot.routers == tuple(f"unix:/r/router-{i}.sock" for i in range(3))
+    assert boot.auths == ("unix:/r/authcache-0.sock", "unix:/r/auth-0.sock")
     assert (boot.namespace, boot.host, boot.run) == ("micro", settings.host, Path("/r"))
     assert (boot.instance, boot.version) == ("", "")
     assert (boot.ttl, boot.network.timeout) == (9.0, 4.0)
@@ -430,16 +432,18 @@ def test_addresses_from_the_environment_win() -> None:
         {
             "MICRO_REGISTRY": " unix:/a.sock , tcp:10.0.0.1:5 ,",
             "MICRO_ROUTER": "tcp:h:1",
+            "MICRO_AUTHS": "unix:/c.sock,tcp:h:2",
             "MICRO_INSTANCE": "i-1",
             "MICRO_SERVICE_VERSION": "2",
         },
     )
     assert boot.registry == ("unix:/a.sock", "tcp:10.0.0.1:5")
     assert boot.routers == ("tcp:h:1",)
+    assert boot.auths == ("unix:/c.sock", "tcp:h:2")
     assert (boot.instance, boot.version) == ("i-1", "2")
 
 
-@pytest.mark.parametrize("variable", ["MICRO_REGISTRY", "MICRO_ROUTER"])
+@pytest.mark.parametrize("variable", ["MICRO_REGISTRY", "MICRO_ROUTER", "MICRO_AUTHS"])
 @pytest.mark.parametrize("address", ["localhost:8000", "http://x", "unix:relative", "/a.sock"])
 def test_addresses_that_are_none(variable: str, address: str) -> None:
     with pytest.raises(BadRequest) as caught:
@@ -488,8 +492,8 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     # It makes of it what was meant.
     again = bootstrap(load(environ), environ)
     assert again == Bootstrap(
-        registry=boot.registry, routers=boot.routers, namespace="tenant", host="box",
-        run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
+        registry=boot.registry, routers=boot.routers, auths=boot.auths, namespace="tenant",
+        host="box", run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
         wire=Wire(max_message=32 * 2**20, keepalive=2.5),
     )  # fmt: skip
     assert load(environ).state == settings.state
