@@ -48,6 +48,8 @@ LIFE = "MICRO_LIFE"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 #: Longest folder for Ray's own sockets: Ray adds up to 62 characters, Linux allows 107.
 MAX_RAY_TEMP = 45
+#: The platform's key, under ``state``.
+KEY_FILE = "platform.key"
 #: Seconds between taking the signals while Ray starts.
 TAKEN = 0.02
 #: Seconds that the first account is waited for before the platform is said to be ready.
@@ -180,17 +182,7 @@ def _key(settings: Settings) -> str:
     told.unlink(missing_ok=True)
     if settings.auth.mode == "off":
         return ""
-    path = settings.state / "platform.key"
-    if not settings.key and not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(PrivateKey().text)
-            file.flush()
-            os.fsync(file.fileno())
-    try:
-        key = PrivateKey(settings.key or path.read_text().strip())
-    except ValueError:
-        raise BadRequest("settings", f"{path} is no key: remove it to have a new one") from None
+    key = PrivateKey(settings.key) if settings.key else PrivateKey.kept(settings.state / KEY_FILE)
     told.write_text(key.public)
     return key.text
 

@@ -15,7 +15,7 @@ from micro_ray.actors.member import Member
 from micro_ray.actors.streams import streamed
 from micro_ray.auth import (
     DEFAULT,
-    SERVICE,
+    PLATFORM,
     Account,
     Audit,
     Auth,
@@ -44,7 +44,7 @@ __all__ = ["AuthActor", "token_of"]
 log = logging.getLogger(__name__)
 
 #: Who the actor is to itself.
-SELF = Identity(id="auth", kind=Kind.SERVICE, namespace=DEFAULT, scopes=(SERVICE,))
+SELF = Identity(id="auth", kind=Kind.SERVICE, namespace=DEFAULT, scopes=(PLATFORM,))
 #: The topic of a namespace to which what was done in it is published.
 TOPIC = "auth.audit"
 #: Seconds between looks for what was done.

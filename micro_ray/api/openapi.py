@@ -34,7 +34,11 @@ _ERROR_REF = {"$ref": "#/components/schemas/Error"}
 MAX_DEPTH = 64
 
 
-def document(table: Table, namespace: str, shown: Callable[[str, str], bool]) -> bytes:
+def document(
+    table: Table,
+    namespace: str,
+    shown: Callable[[str, str], bool] = lambda _service, _endpoint: True,
+) -> bytes:
     """The document as JSON, of the endpoints that ``shown(service, endpoint)`` accepts. One is
     shown at the templates it binds, or else at the path of the rule; where two bind the same, the
     one whose service and name come first."""

@@ -16,7 +16,6 @@ from micro_ray.auth.callers import Denials, bearer_of
 from micro_ray.auth.checks import namespace_of
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
-from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
 
@@ -114,7 +113,7 @@ class Visitors:
     def along(self, visitor: Visitor, service: str) -> dict[str, str]:
         """What he goes on with to a service."""
         if self._passes is None:
-            return {AUTHORIZATION: ""}
+            return {}
         return self._passes.to(home(visitor.namespace, service), service, visitor.identity)
 
 

@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from micro_ray.auth import DEFAULT, PLATFORM, Identity, Kind
 from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
 from micro_ray.context import AUTHORIZATION
+from micro_ray.errors import BadRequest
 
 __all__ = ["LIFE", "PASS", "SCHEME", "TOKEN", "Issuer", "Passes", "PrivateKey", "platform"]
 
@@ -58,6 +60,20 @@ class PrivateKey:
             text = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
         self.text = text
         self.public = public_of(self.key)
+
+    @classmethod
+    def kept(cls, path: Path) -> PrivateKey:
+        """The one in a file, made with it. Raises BadRequest for a file with something else."""
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(cls().text)
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            return cls(path.read_text().strip())
+        except ValueError:
+            raise BadRequest("settings", f"{path} is no key: remove it to have a new one") from None
 
     def __repr__(self) -> str:
         return f"PrivateKey(public={self.public!r})"

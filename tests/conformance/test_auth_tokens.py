@@ -371,7 +371,7 @@ async def test_a_service_follows_what_is_of_its_namespace(auth: Auth) -> None:
         (identity("shop", kind=Kind.SERVICE, namespace="acme", scopes=("service",)), "micro"),
         (identity("shop", kind=Kind.SERVICE, namespace="acme"), None),
         (identity("user", namespace="acme", scopes=("service",)), "acme"),
-        (BOSS, "acme"),
+        (BOSS, "other"),
         (None, None),
     ],
 )

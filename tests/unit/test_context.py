@@ -257,9 +257,14 @@ async def test_a_handler_may_ask_for_it(here: Here) -> None:
 
 
 async def test_the_namespace_of_the_call_being_served_is_that_of_its_calls(here: Here) -> None:
-    """A service of one namespace, called in another, finds the services of the other."""
-    with use(Context(namespace="tenant")), pytest.raises(NotFound, match="no service 'store'"):
-        await here.client.call("store", "Store.Databases")
+    """A service of one namespace, called in another, finds the services of the other; those of the
+    platform are found from each, and do what they do in it."""
+    await here.serve(Service("mine"))
+    with use(Context(namespace="tenant")), pytest.raises(NotFound, match="no service 'mine'"):
+        await here.client.call("mine", "Debug.Health")
+    with use(Context(namespace="tenant")):
+        await here.client.call("store", "Store.Write", {"key": "a", "value": "b"})
+        assert await here.client.call("store", "Store.Databases") == {"databases": ["micro"]}
     assert await here.client.call("store", "Store.Databases") == {"databases": []}
 
 

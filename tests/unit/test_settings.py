@@ -332,7 +332,8 @@ def test_a_misspelt_variable_of_a_section(variable: str, hint: str) -> None:
 @pytest.mark.parametrize(
     "variable",
     ["MICRO_REGISTRY", "MICRO_ROUTER", "MICRO_AUTHS", "MICRO_INSTANCE", "MICRO_SERVICE_NAME",
-     "MICRO_LIFE", "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot", "XMICRO_API_"],
+     "MICRO_LIFE", "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot",
+     "XMICRO_API_"],
 )  # fmt: skip
 def test_variables_of_others_are_left_alone(variable: str) -> None:
     assert load({variable: "x"}) == load({})
@@ -494,6 +495,7 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     assert again == Bootstrap(
         registry=boot.registry, routers=boot.routers, auths=boot.auths, namespace="tenant",
         host="box", run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
-        wire=Wire(max_message=32 * 2**20, keepalive=2.5),
+        wire=Wire(max_message=32 * 2**20, keepalive=2.5), credentials=boot.credentials,
+        place=boot.place, auth=load(environ).auth,
     )  # fmt: skip
     assert load(environ).state == settings.state

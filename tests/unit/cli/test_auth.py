@@ -30,7 +30,7 @@ async def password(town: Here, state: Path) -> AsyncIterator[str]:
         passwords=Passwords(memory=8, passes=1),
     ) as auth:
         secret = await auth.ensure_admin()
-        host = await town.host("auth", face.endpoints(auth))
+        host = await town.host("auth", face.endpoints(auth), socket_name="auth-0")
         await town.known("auth")
         yield secret
         await host.close()

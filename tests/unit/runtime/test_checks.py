@@ -127,7 +127,7 @@ def test_reserved_names_are_those_of_the_platform() -> None:
     assert {
         "registry", "router", "network", "store", "broker", "events", "config", "auth",
         "authcache", "limits",
-        "runtime", "api",
+        "runtime", "api", "proxy",
     } == RESERVED  # fmt: skip
 
 
