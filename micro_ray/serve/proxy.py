@@ -1,10 +1,11 @@
-"""The gRPC door: any method of any service, its bytes untouched.
+"""The gRPC door: any method of any service.
 
 ``/{service}.{Endpoint}/{Method}`` is the endpoint ``Endpoint.Method`` of a service;
 ``/{Endpoint}/{Method}`` is that of the service which the metadata ``micro-service`` names. Names
-match as they do at the HTTP door. Messages pass as they are: what they mean is between the client
-and the endpoint. Metadata goes on to the service but for what is gRPC's own or the platform's
-(``grpc-``, ``micro-``) and what is binary (``-bin``).
+match as they do at the HTTP door. JSON and bytes pass as they are; a message of the protobuf that
+reflection describes is made JSON here, and its answer protobuf (``forms.py``). Metadata goes on to
+the service but for what is gRPC's own or the platform's (``grpc-``, ``micro-``) and what is binary
+(``-bin``).
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from micro_ray.errors import (
     Timeout,
     Unavailable,
 )
+from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
+from micro_ray.limits.pressure import Pressure
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
-from micro_ray.router.table import Table
+from micro_ray.serve.catalogue import Catalogue
+from micro_ray.serve.forms import SAID, Form
 from micro_ray.serve.statuses import DETAILS, code_of, details_of, message_of
 from micro_ray.settings import Proxy as ProxySettings
 
-__all__ = ["Door", "Proxy", "split"]
+__all__ = ["Proxy", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ log = logging.getLogger(__name__)
 MAX_PATH = 1024
 #: Metadata that a client may not set for a service, by the beginning or the whole of its key.
 OWN = ("grpc-", "micro-")
-HOP = frozenset(("user-agent", "te", "content-type", "authorization", "traceparent"))
+HOP = frozenset(("user-agent", "te", "content-type", SAID, "authorization", "traceparent"))
 
 Metadata = Mapping[str, str]
 
@@ -69,12 +73,22 @@ class Proxy(grpc.GenericRpcHandler):
     """Answers every call by one over the network. One per replica."""
 
     def __init__(
-        self, network: Network, table: Table, settings: ProxySettings, *, namespace: str = "micro"
+        self,
+        network: Network,
+        catalogue: Catalogue,
+        settings: ProxySettings,
+        *,
+        gate: Gate | None = None,
+        pressure: Pressure | None = None,
+        namespace: str = "micro",
     ) -> None:
         self._network = network
+        self._catalogue = catalogue
         self._settings = settings
+        self._gate = gate
+        self._pressure = pressure or Pressure(1.0)
         self._namespace = namespace
-        self._paths = Paths(table, namespace)
+        self._paths = Paths(network.table, namespace)
         self.in_flight = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -107,12 +121,14 @@ class Proxy(grpc.GenericRpcHandler):
     ) -> bytes | None:
         """One call, its errors as statuses."""
         metadata: dict[str, str] = {}
+        admission = FREE
         self.in_flight += 1
         try:
-            if self.in_flight > self._settings.max_in_flight:
-                raise Unavailable("proxy", "too many calls are under way here", 1.0)
+            self._check()
             metadata = self._metadata(sent, target.service)
-            answer: bytes | None = await how(context, target, metadata, *args)
+            admission = await self._admitted(target)
+            form = Form(self._catalogue, target, sent.get(SAID, ""))
+            answer: bytes | None = await how(context, target, metadata, form, *args)
             return answer
         except MicroError as error:
             await _abort(context, error, metadata.get("x-request-id", ""))
@@ -123,6 +139,23 @@ class Proxy(grpc.GenericRpcHandler):
             await _abort(context, InternalError("proxy", shown), request_id)
         finally:
             self.in_flight -= 1
+            admission.release()
+
+    def _check(self) -> None:
+        """Raises Unavailable when this replica has too much to do."""
+        if self.in_flight > self._settings.max_in_flight:
+            raise Unavailable("proxy", "too many calls are under way here", 1.0)
+        if self._pressure.short:
+            raise Unavailable(
+                "proxy", f"{self._pressure.fraction:.0%} of the memory is in use here", 1.0
+            )
+
+    async def _admitted(self, target: Target, account: str = "") -> Admission:
+        """What lets a call in. Raises TooManyRequests."""
+        if self._gate is None:
+            return FREE
+        call = (self._namespace, account, target.service, target.endpoint)
+        return self._gate.admit(*call) or await self._gate.obtain(*call)
 
     def _metadata(self, sent: Metadata, service: str) -> dict[str, str]:
         """What goes on to the service. The credential goes to auth alone: whoever gets a token
@@ -135,24 +168,29 @@ class Proxy(grpc.GenericRpcHandler):
         rest = {k: v for k, v in sent.items() if not k.startswith(OWN) and k not in HOP}
         if credential and service == "auth":
             rest["authorization"] = credential
+        if self._gate is not None:
+            made[ADMITTED] = "1"
         return {**rest, **made}
 
     async def _unary(
-        self, context: Any, target: Target, metadata: dict[str, str], body: bytes
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, body: bytes
     ) -> bytes:
         left, timeout = context.time_remaining(), self._settings.timeout
-        return await self._network.call(
+        answer = await self._network.call(
             target.service,
             target.endpoint,
-            body,
+            form.request(body),
             namespace=self._namespace,
             timeout=timeout if left is None else min(_positive(left), timeout),
             content=OCTETS if target.raw_in else JSON,
             metadata=metadata,
             idempotent=bool(target.idempotent),
         )
+        return form.answer(answer)
 
-    async def _stream(self, context: Any, target: Target, metadata: dict[str, str]) -> None:
+    async def _stream(
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form
+    ) -> None:
         left = context.time_remaining()
         stream = await self._network.open(
             target.service,
@@ -163,54 +201,33 @@ class Proxy(grpc.GenericRpcHandler):
             metadata=metadata,
         )
         async with stream:
-            feed = asyncio.create_task(_feed(context, stream))
+            feed = asyncio.create_task(_feed(context, stream, form))
             try:
                 async for message in stream:
-                    await context.write(message)
+                    await context.write(form.answer(message))
+            except MicroError:
+                if feed.done():
+                    feed.result()  # what the client sent is why it ended
+                raise
             finally:
                 feed.cancel()
                 await asyncio.gather(feed, return_exceptions=True)
 
 
-class Door:
-    """A server of the proxy on a port that replicas share. ``bound`` is the port in use."""
-
-    def __init__(self, proxy: Proxy, settings: ProxySettings) -> None:
-        self._settings = settings
-        self._server = grpc.aio.server(
-            handlers=[proxy],
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", settings.max_message),
-                ("grpc.max_send_message_length", settings.max_message),
-                ("grpc.max_metadata_size", settings.max_metadata),
-                ("grpc.absolute_max_metadata_size", settings.max_metadata),
-                ("grpc.max_concurrent_streams", settings.max_streams),
-            ],
-        )
-        self.bound = settings.port
-
-    async def start(self) -> None:
-        """Listen. Raises Unavailable when the port cannot be bound."""
-        host, port = self._settings.host, self._settings.port
+async def _feed(context: Any, stream: Stream, form: Form) -> None:
+    """Pass the client's messages on, each when the one before was taken. Raises what is wrong with
+    one, and gives the call up."""
+    while (message := await context.read()) is not grpc.aio.EOF:
         try:
-            self.bound = self._server.add_insecure_port(
-                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            )
-        except RuntimeError as error:
-            raise Unavailable("proxy", f"cannot listen on {host}:{port}: {error}") from None
-        await self._server.start()
-
-    async def stop(self, drain: float = 25.0) -> None:
-        """Take no new call, finish what is under way within ``drain`` seconds, close."""
-        await self._server.stop(drain)
-
-
-async def _feed(context: Any, stream: Stream) -> None:
-    """Pass the client's messages on, each when the one before was taken."""
-    with contextlib.suppress(MicroError):  # the other direction raises it too
-        while (message := await context.read()) is not grpc.aio.EOF:
-            await stream.send(message)
+            body = form.request(message)
+        except MicroError:
+            stream.cancel()
+            raise
+        with contextlib.suppress(MicroError):  # the other direction raises it too
+            await stream.send(body)
+            continue
+        return
+    with contextlib.suppress(MicroError):
         await stream.end()
 
 

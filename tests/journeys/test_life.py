@@ -205,6 +205,7 @@ def start(state: Path, **environ: str) -> subprocess.CompletedProcess[str]:
             "MICRO_STATE": str(state),
             "MICRO_API_PORT": str(free_port()),
             "MICRO_API_SERVE_PORT": "0",
+            "MICRO_PROXY_PORT": str(free_port()),
             **environ,
         },
         cwd=ROOT,

@@ -11,17 +11,15 @@ import msgspec
 import pytest
 
 from micro_ray.errors import CODES, BadRequest, MicroError, NotFound, from_dict, make
-from micro_ray.sdk.testing import platform
-from micro_ray.serve.proxy import Door, Proxy, split
+from micro_ray.serve.proxy import split
 from micro_ray.serve.statuses import DETAILS, code_of, details_of, error_of
-from micro_ray.settings import Proxy as ProxySettings
 from tests.unit.api import services
 from tests.unit.api.services import Probe
+from tests.unit.proxy.door import SETTINGS, opened
 
 pytestmark = pytest.mark.timeout(60)
 
 encode, decode = msgspec.json.encode, msgspec.json.decode
-SETTINGS = ProxySettings(port=0, max_message=100_000)
 
 
 @pytest.fixture
@@ -31,17 +29,8 @@ def probe() -> Probe:
 
 @pytest.fixture
 async def channel(probe: Probe) -> AsyncIterator[Any]:
-    async with platform() as here:
-        for service in (services.echo(probe), services.streams(probe)):
-            await here.serve(service, f"{service.name}-1")
-        network = await here.network()
-        while not network.table.known("micro", "streams"):
-            await network.table.changed()
-        door = Door(Proxy(network, network.table, SETTINGS), SETTINGS)
-        await door.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.bound}") as made:
-            yield made
-        await door.stop(1.0)
+    async with opened(services.echo(probe), services.streams(probe)) as here:
+        yield here.channel
 
 
 def failed(raised: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> MicroError:
