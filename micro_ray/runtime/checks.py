@@ -21,7 +21,7 @@ CHANGEABLE = (
     "source", "digest", "command", "env", "replicas", "cpu", "gpu", "memory", "metadata",
 )  # fmt: skip
 #: Names of the platform's own services: a workload of such a name would pass for one.
-RESERVED = frozenset({"api", *(item.name for item in fields(Pools))})
+RESERVED = frozenset({"api", "proxy", *(item.name for item in fields(Pools))})
 #: Variables by which a replica is known, which the runtime sets.
 OWN = ("MICRO_INSTANCE", "MICRO_NAMESPACE", "MICRO_SERVICE_NAME", "MICRO_SERVICE_VERSION")
 
