@@ -18,6 +18,7 @@ NAMES = (
     "http",
     "limits",
     "profile",
+    "proxy",
     "routes",
     "startup",
     "store",

@@ -146,7 +146,15 @@ class Paths:
         before the first table."""
         if self._version != self._table.version:
             self._refresh()
-        return _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+        asked = ("", f"{service}.{handler}/{name}")  # no path of HTTP has a blank method
+        found = self._cache.get(asked)
+        if found is None:
+            found = _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+            if len(asked[1]) <= CACHED_PATH:
+                if len(self._cache) >= CACHE:
+                    self._cache.clear()
+                self._cache[asked] = found
+        return found
 
     def allowed(self, path: str) -> list[str]:
         """The methods that some endpoint has for a path."""

@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
@@ -126,6 +127,8 @@ class Proxy(grpc.GenericRpcHandler):
         try:
             self._check()
             metadata = self._metadata(sent, target.service)
+            if target.service == "auth":
+                metadata["micro-source"] = _source(context.peer())
             admission = await self._admitted(target)
             form = Form(self._catalogue, target, sent.get(SAID, ""))
             answer: bytes | None = await how(context, target, metadata, form, *args)
@@ -237,6 +240,12 @@ async def _abort(context: Any, error: MicroError, request_id: str = "") -> NoRet
         trailing.append(("x-request-id", request_id))
     await context.abort(code_of(error), message_of(error), tuple(trailing))
     raise AssertionError("abort raises")
+
+
+def _source(peer: str) -> str:
+    """The address of a client, from gRPC's ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5``."""
+    address = unquote(peer.partition(":")[2]).rpartition(":")[0]
+    return address.removeprefix("[").removesuffix("]")
 
 
 def _positive(left: float) -> float:

@@ -57,8 +57,9 @@ async def opened(
         handlers = [health, Reflection(catalogue, leaving=leaving), proxy]
         listener = GrpcListener(handlers, settings, leaving)
         await listener.start()
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.bound}") as channel:
+            async with grpc.aio.insecure_channel(f"{host}:{listener.bound}") as channel:
                 yield Opened(
                     here=here, network=network, proxy=proxy, listener=listener, channel=channel
                 )
