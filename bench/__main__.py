@@ -19,6 +19,7 @@ NAMES = (
     "http",
     "limits",
     "profile",
+    "proxy",
     "routes",
     "startup",
     "store",

@@ -1,10 +1,11 @@
-"""The peers that the HTTP door is measured against, each run as a process of its own:
+"""The peers that the doors are measured against, each run as a process of its own:
 
 ``python -m bench.peers handle PORT``   the obvious design: Serve's default proxy, an ingress
                                        deployment, a DeploymentHandle to the service
 ``python -m bench.peers door PORT``     the same door, answering by itself: the same application and
                                        listener, whose calls are answered on the spot
 ``python -m bench.peers uvicorn PORT``  a bare uvicorn that answers the same bytes
+``python -m bench.peers grpc PORT``     a bare grpc.aio server that calls helloworld's own function
 """
 
 from __future__ import annotations
@@ -114,5 +115,34 @@ def uvicorn(port: int) -> None:
     server.Server(config).run()
 
 
+def grpc(port: int) -> None:
+    import asyncio
+    import runpy
+
+    import grpc as library
+    import msgspec
+    import uvloop
+
+    function = runpy.run_path("examples/helloworld/main.py")["call"]
+    encode, decode = msgspec.json.encode, msgspec.json.Decoder(dict[str, Any]).decode
+
+    class Handler(library.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            async def answer(body: bytes, context: Any) -> bytes:
+                return encode(await function(**decode(body)))
+
+            return library.unary_unary_rpc_method_handler(answer)
+
+    async def serve() -> None:
+        server = library.aio.server(handlers=(Handler(),))
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+    uvloop.run(serve())
+
+
 if __name__ == "__main__":
-    {"door": door, "handle": handle, "uvicorn": uvicorn}[sys.argv[1]](int(sys.argv[2]))
+    peers = {"door": door, "grpc": grpc, "handle": handle, "uvicorn": uvicorn}
+    peers[sys.argv[1]](int(sys.argv[2]))

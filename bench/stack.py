@@ -34,6 +34,7 @@ class Server:
     state: Path
     port: int
     serve_port: int
+    proxy_port: int
     pid: int
     started_in: float
     lines: tuple[str, ...]
@@ -50,13 +51,14 @@ def server(state: Path | None = None, **extra: str) -> Iterator[Server]:
     """``micro server``; ``extra`` are environment variables. A state folder that is given is kept,
     and may be that of an earlier life."""
     folder = state or Path(tempfile.mkdtemp(prefix="mb-"))
-    port, serve_port = free_port(), free_port()
+    port, serve_port, proxy_port = free_port(), free_port(), free_port()
     environ = {
         **os.environ,
         "MICRO_STATE": str(folder),
         "MICRO_CREDENTIALS": f"{folder}/credentials.json",
         "MICRO_API_PORT": str(port),
         "MICRO_API_SERVE_PORT": str(serve_port),
+        "MICRO_PROXY_PORT": str(proxy_port),
         **extra,
     }
     begun = time.monotonic()
@@ -70,6 +72,7 @@ def server(state: Path | None = None, **extra: str) -> Iterator[Server]:
             state=folder,
             port=port,
             serve_port=serve_port,
+            proxy_port=proxy_port,
             pid=process.pid,
             started_in=time.monotonic() - begun,
             lines=tuple(lines),

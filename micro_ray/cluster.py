@@ -28,19 +28,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from micro_ray.actors.backends import broker, events, registry
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.auth.passes import PrivateKey
 from micro_ray.errors import BadRequest, Conflict, MicroError, Unavailable
-from micro_ray.runtime.waiting import to_its_end
+from micro_ray.runtime.waiting import in_thread
 from micro_ray.settings import PLATFORM_FILE, RAY_NAMESPACE, Settings, here
 
 __all__ = ["Platform", "platform", "serve"]
 
 Report = Callable[[str], None]
-T = TypeVar("T")
 
 #: Marks the environment of every process that a platform of our own Ray consists of.
 LIFE = "MICRO_LIFE"
@@ -54,8 +53,6 @@ KEY_FILE = "platform.key"
 TAKEN = 0.02
 #: Seconds that the first account is waited for before the platform is said to be ready.
 ADMIN = 3.0
-#: Seconds that doors whose start was given up have to notice it.
-GIVEN_UP = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +79,7 @@ async def serve(settings: Settings, report: Report) -> bool:
             was_up = starting.done()
             if was_up:
                 url = starting.result().api_url
-                off = settings.auth.mode == "off"
-                report(f"ready     {url}{'  (auth is off: everybody may do everything)' * off}")
+                report(f"ready     {url}  (this machine only: rules are not enforced yet)")
                 await asked
         finally:
             asked.cancel()
@@ -119,17 +115,19 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
     async with contextlib.AsyncExitStack() as ladder:
         ladder.enter_context(_lock(settings))
         if settings.ray.address == "local":
-            await _thread(_end_leftovers, settings)
-            ladder.push_async_callback(_thread, _end_leftovers, settings)
+            await in_thread(_end_leftovers, settings)
+            ladder.push_async_callback(in_thread, _end_leftovers, settings)
         _check(settings)
         settings = replace(settings, anchor=os.getpid(), key=_key(settings))
         address = await ladder.enter_async_context(_ray(settings))
         timed(f"ray       up  {address}")
         await _external_registry(settings, timed)
         # Imported late: Ray and Serve read the environment that _ray() has just set.
-        await _thread(import_module, "micro_ray.serve.api")
+        await in_thread(import_module, "micro_ray.serve.doors")
         from micro_ray.actors.launch import Supervisor
+        from micro_ray.serve.doors import doors
 
+        _as_loud_as_we_are("ray.serve")
         machines = [] if settings.ray.address == "local" else await asyncio.to_thread(_machines)
         if machines:
             settings = with_addresses(here(settings, machines[0].address), machines)
@@ -141,7 +139,7 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         )
         pools = asyncio.create_task(supervisor.ready(timeout=settings.runtime.start_timeout))
         try:
-            url = await ladder.enter_async_context(_doors(settings, timed, bool(machines)))
+            url = await ladder.enter_async_context(doors(settings, timed, bool(machines)))
             await pools
             admin = asyncio.create_task(_first_admin(timed))
             ladder.callback(admin.cancel)
@@ -189,24 +187,26 @@ def _key(settings: Settings) -> str:
 
 def _check(settings: Settings) -> None:
     """Refuse what cannot work before anything is started."""
-    host = settings.api.host
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and settings.auth.mode == "off":
-        raise BadRequest(
-            "settings",
-            f"api.host {host!r} is not a loopback address, and auth.mode is off: everybody who "
-            "reaches it could do everything. Use 127.0.0.1, or set auth.mode to on.",
-        )
-    for name, port, least in (
-        ("api.port", settings.api.port, 1),
-        ("api.serve_port", settings.api.serve_port, 0),
+    api, proxy = settings.api, settings.proxy
+    taken: dict[int, str] = {}
+    for name, host, port, least in (
+        ("api.port", api.host, api.port, 1),
+        ("api.serve_port", api.host, api.serve_port, 0),
+        ("proxy.port", proxy.host, proxy.port, 0),
     ):
+        if settings.auth.mode == "off" and not _is_loopback(host):
+            raise BadRequest(
+                "settings",
+                f"{name.partition('.')[0]}.host {host!r} is not a loopback address, and auth.mode "
+                "is off: everybody who reaches it could do everything. Use 127.0.0.1, or set "
+                "auth.mode to on.",
+            )
         if not least <= port <= 65535:
             raise BadRequest("settings", f"{name} {port} is not a port ({least} to 65535)")
+        if port in taken:
+            raise BadRequest("settings", f"{taken[port]} and {name} are both {port}")
         if port:
+            taken[port] = name
             _free(host, port, name)
     if settings.pools.registry > 1 and settings.registry.url.startswith("memory:"):
         raise BadRequest(
@@ -215,6 +215,13 @@ def _check(settings: Settings) -> None:
     broker(settings)
     registry(settings)
     events(settings)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _external_registry(settings: Settings, report: Report) -> None:
@@ -243,7 +250,8 @@ async def _external_registry(settings: Settings, report: Report) -> None:
 
 
 def _free(host: str, port: int, name: str) -> None:
-    with socket.socket() as probe:
+    # Not by SO_REUSEPORT, as the doors: with it, a port that another shares would seem free.
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -298,7 +306,7 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
     """A Ray of our own (``local``), or the one that is named; its address."""
     token = settings.state / "ray_token"
     joining = _environment(settings, token)
-    await _thread(import_module, "ray")  # takes a second, in which signals come
+    await in_thread(import_module, "ray")  # takes a second, in which signals come
     import ray
 
     _as_loud_as_we_are("ray")
@@ -326,7 +334,7 @@ async def _ray(settings: Settings) -> AsyncIterator[str]:
         )
     path = settings.state / "ray.json"
     try:
-        info = await _thread(init)
+        info = await in_thread(init)
         address = str(info.address_info["gcs_address"])
         path.write_text(
             json.dumps({"RAY_ADDRESS": address, "RAY_NAMESPACE": RAY_NAMESPACE, **joining})
@@ -428,82 +436,6 @@ def _ray_folder(settings: Settings) -> Path:
     return folder
 
 
-@asynccontextmanager
-async def _doors(settings: Settings, report: Report, joined: bool) -> AsyncIterator[str]:
-    """Ray Serve and the doors on it; the url of the api. On a Ray that was ``joined`` they are on
-    this machine, as they listen on its loopback interface."""
-    from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
-
-    from micro_ray.serve.api import NAME, application
-
-    _as_loud_as_we_are("ray.serve")
-
-    options = HTTPOptions(host=settings.api.host, port=settings.api.serve_port or 8000)
-    location = ProxyLocation.HeadOnly if settings.api.serve_port else ProxyLocation.Disabled
-    door = application(settings, address=settings.address if joined else "")
-    run = partial(ray_serve.run, door, name=NAME, route_prefix="/")
-    running: asyncio.Future[Any] | None = None
-    up = False
-    url = f"http://{settings.api.host}:{settings.api.port}"
-    try:
-        await _thread(partial(ray_serve.start, proxy_location=location, http_options=options))
-        running = asyncio.ensure_future(asyncio.to_thread(run))
-        try:
-            await asyncio.shield(running)
-        except RuntimeError as error:
-            raise Unavailable(
-                "server",
-                f"the doors do not come up ({error}): perhaps another program has taken port "
-                f"{settings.api.port} meanwhile",
-            ) from error
-        await _answers(settings.api.host, settings.api.port, settings.runtime.start_timeout)
-        report(f"api       up  {url}  {settings.api.replicas} replicas")
-        if settings.api.serve_port:
-            report(f"serve     up  http://{settings.api.host}:{settings.api.serve_port}")
-        up = True
-        yield url
-    finally:
-        if up or joined:  # else no door has been called, and they end with Ray
-            await asyncio.to_thread(ray_serve.shutdown)
-        if running is not None and not running.done():
-            running.add_done_callback(asyncio.Future.exception)  # it was given up
-        if joined and running is not None and not running.done():
-            # It may have made Serve anew.
-            await asyncio.wait([running], timeout=GIVEN_UP)
-            await asyncio.to_thread(ray_serve.shutdown)
-
-
-async def _thread(do: Callable[..., T], *args: Any) -> T:
-    """Run in a thread. Who is cancelled meanwhile waits for its end: what it opens must be known
-    before it can be closed."""
-    running = asyncio.ensure_future(asyncio.to_thread(do, *args))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await to_its_end(running)
-        running.exception()
-        raise
-
-
 def _as_loud_as_we_are(name: str) -> None:
     """Ray and Serve give their loggers levels of their own when they are imported."""
     logging.getLogger(name).setLevel(logging.getLogger().getEffectiveLevel())
-
-
-async def _answers(host: str, port: int, within: float) -> None:
-    """Wait until the door says that it is ready."""
-    end = time.monotonic() + within
-    while True:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-            async with asyncio.timeout(2):
-                reader, writer = await asyncio.open_connection(host, port)
-                try:
-                    writer.write(b"GET /ready HTTP/1.1\r\nhost: door\r\nconnection: close\r\n\r\n")
-                    if b" 200 " in await reader.readline():
-                        return
-                finally:
-                    writer.close()
-        if time.monotonic() > end:
-            raise Unavailable("server", f"the api on {host}:{port} is not ready in {within:g} s")
-        await asyncio.sleep(0.05)

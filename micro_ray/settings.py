@@ -35,6 +35,7 @@ __all__ = [
     "Limits",
     "Network",
     "Pools",
+    "Proxy",
     "Ray",
     "Registry",
     "Runtime",
@@ -65,6 +66,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "api.max_body": (1, 2**40),
     "api.max_headers": (1024, 2**24),
     "proxy.port": (0, 65_535),
+    "proxy.replicas": (1, 1_000),
     "proxy.max_message": (1, 2**30),
     "proxy.max_metadata": (1024, 2**24),
     "proxy.max_streams": (1, 2**20),
@@ -167,12 +169,13 @@ class Api:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """The gRPC door. ``max_message`` and ``max_metadata`` are bytes of a message and of a call's
-    metadata; ``max_streams`` are calls under way on one connection, ``max_in_flight`` on one
-    replica; ``timeout`` bounds a unary call, in seconds."""
+    """The gRPC door, ``port`` 0: none. ``max_message`` and ``max_metadata`` are bytes of a message
+    and of a call's metadata; ``max_streams`` are calls under way on one connection,
+    ``max_in_flight`` on one replica; ``timeout`` bounds a unary call, in seconds."""
 
     host: str = "127.0.0.1"
     port: int = 8081
+    replicas: int = 2
     max_message: int = 16 * 2**20
     max_metadata: int = 32 * 2**10
     max_streams: int = 1000

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from micro_ray import errors
+from micro_ray.serve import statuses
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "micro_ray"
@@ -174,9 +175,10 @@ def test_every_package_is_a_noun_or_a_room() -> None:
     assert packages == {*NOUNS, *ROOMS}
 
 
-def test_the_door_is_a_deployment() -> None:
-    """What stands in for the actor that ``api`` does not have."""
+def test_the_doors_are_deployments() -> None:
+    """What stands in for the actors that they do not have."""
     assert "class ApiDoor" in (PACKAGE / "serve" / "api.py").read_text()
+    assert "class ProxyDoor" in (PACKAGE / "serve" / "proxy_door.py").read_text()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)
@@ -230,11 +232,13 @@ def test_no_import_cycle() -> None:
 
 @pytest.mark.parametrize("cls", errors.CODES.values(), ids=lambda c: c.__name__)
 def test_every_error_survives_its_journeys(cls: type[errors.MicroError]) -> None:
-    """Pickling (Ray) and the dictionary form (frames, HTTP) keep the type and all fields."""
+    """Pickling (Ray), the dictionary form (frames, HTTP) and gRPC's status details keep the type
+    and all fields."""
     error = cls("store.Store.Read", "nothing under 'ä\u2028'", 1.5)
     for copy in (
         pickle.loads(pickle.dumps(error)),
         errors.from_dict(json.loads(json.dumps(error.to_dict()))),
+        statuses.error_of([(statuses.DETAILS, statuses.details_of(error))]),
     ):
         assert type(copy) is cls
         assert (copy.id, copy.detail, copy.retry_after) == (error.id, error.detail, 1.5)

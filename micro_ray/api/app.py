@@ -16,7 +16,7 @@ from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.metrics import Metrics
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
-from micro_ray.api.paths import Paths, Target
+from micro_ray.api.paths import AllPaths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.api.websocket import serve_websocket
@@ -41,8 +41,8 @@ RESERVED = frozenset(("/", "/health", "/ready", "/metrics", "/openapi.json", "/f
 #: Seconds after which a waiting request looks whether its client is still there.
 GONE_AFTER = 0.1
 MAX_HEADERS = 100
-#: Namespaces whose paths are remembered, and documents.
-NAMESPACES, DOCUMENTS = 1000, 100
+#: Documents that are remembered.
+DOCUMENTS = 100
 #: What rules call the door's figures.
 METRICS = Resource(name="api", endpoint="Api.Metrics")
 #: Largest ``Retry-After``, in seconds.
@@ -79,7 +79,7 @@ class Api:
         self.network = network
         self.settings = settings
         self.visitors = visitors or Visitors()
-        self._paths: dict[str, Paths] = {}
+        self._paths = AllPaths(table)
         self.metrics = Metrics()
         self.origins = Origins(settings.cors_origins)
         self._gate = gate
@@ -109,7 +109,7 @@ class Api:
                 code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                allowed = self._paths_of(self.visitors.nobody.namespace).allowed(path)
+                allowed = self._paths.of(self.visitors.nobody.namespace).allowed(path)
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
@@ -209,7 +209,7 @@ class Api:
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
         visitor = self.visitors.of(headers)
-        paths = self._paths_of(visitor.namespace)
+        paths = self._paths.of(visitor.namespace)
         target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
         if b"origin" in headers or b"sec-fetch-site" in headers:
             reads = target.read and method == "GET" and scope["type"] == "http"
@@ -217,14 +217,6 @@ class Api:
                 self.origins.check(headers)
         self.visitors.check(visitor, target.resource)
         return visitor, target
-
-    def _paths_of(self, namespace: str) -> Paths:
-        paths = self._paths.get(namespace)
-        if paths is None:
-            if len(self._paths) >= NAMESPACES:
-                self._paths.clear()
-            paths = self._paths[namespace] = Paths(self._table, namespace)
-        return paths
 
     def along(
         self, visitor: Visitor, target: Target, scope: Scope, headers: Mapping[bytes, bytes]
@@ -305,7 +297,7 @@ class Api:
         if retry is not None:
             lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
         if isinstance(error, MethodNotAllowed):
-            paths = self._paths_of(self.visitors.nobody.namespace)
+            paths = self._paths.of(self.visitors.nobody.namespace)
             lines.append((b"allow", _allow(paths.allowed(scope["path"]))))
         await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
         body = b"" if scope.get("method") == "HEAD" else body

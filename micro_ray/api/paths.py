@@ -37,7 +37,7 @@ from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
 
-__all__ = ["METHODS", "Paths", "Target", "idempotent_of", "methods_of", "templates_of"]
+__all__ = ["METHODS", "AllPaths", "Paths", "Target", "idempotent_of", "methods_of", "templates_of"]
 
 MAX_PATH = 4096
 #: Templates that one endpoint may bind; further ones are passed over.
@@ -45,6 +45,9 @@ MAX_TEMPLATES = 16
 #: Resolved paths that are remembered, and the longest of them.
 CACHE = 10_000
 CACHED_PATH = 256
+
+#: Namespaces whose paths are remembered.
+NAMESPACES = 1000
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _VERSION = re.compile(r"v[0-9]+")
@@ -149,7 +152,15 @@ class Paths:
         before the first table."""
         if self._version != self._table.version:
             self._refresh()
-        return _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+        asked = ("", f"{service}.{handler}/{name}")  # no path of HTTP has a blank method
+        found = self._cache.get(asked)
+        if found is None:
+            found = _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+            if len(asked[1]) <= CACHED_PATH:
+                if len(self._cache) >= CACHE:
+                    self._cache.clear()
+                self._cache[asked] = found
+        return found
 
     def allowed(self, path: str) -> list[str]:
         """The methods that some endpoint has for a path."""
@@ -236,6 +247,22 @@ class Paths:
         near = table.near(namespace, service) if len(service) <= MAX_NAME else []
         hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
         raise NotFound("api", f"no service {service!r}{hint}")
+
+
+class AllPaths:
+    """The paths of each namespace that is asked for, of the newest thousand at least."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._known: dict[str, Paths] = {}
+
+    def of(self, namespace: str) -> Paths:
+        paths = self._known.get(namespace)
+        if paths is None:
+            if len(self._known) >= NAMESPACES:
+                self._known.clear()
+            paths = self._known[namespace] = Paths(self._table, namespace)
+        return paths
 
 
 def _of(entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:

@@ -8,6 +8,7 @@ another namespace than his own is let in by a rule of that namespace, or not at 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class Visitor(NamedTuple):
 class Visitors:
     """``guard`` decides (None: everybody may do everything, and nobody is known), ``passes`` are
     what visitors go on with, ``namespace`` is that of nobody. ``domain`` is that of hosts which
-    name a namespace."""
+    name a namespace. ``informed`` is set once the guard has been told everything."""
 
     def __init__(
         self,
@@ -53,12 +54,24 @@ class Visitors:
         namespace: str = "micro",
         domain: str = "",
         denials: Denials | None = None,
+        informed: asyncio.Event | None = None,
     ) -> None:
         self.guard = guard
+        self._informed = informed
         self.nobody = Visitor(None, namespace)
         self._passes = passes
         self._suffix = f".{domain.lower().strip('.')}" if domain else ""
         self._denials = denials
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether rules have come, where there are any."""
+        return self._informed is None or self._informed.is_set()
+
+    async def ready(self) -> None:
+        """Wait until they have."""
+        if self._informed is not None:
+            await self._informed.wait()
 
     def of(self, headers: Mapping[bytes, bytes]) -> Visitor:
         """Raises Unauthorized for a credential that is none, BadRequest for what is no
@@ -92,6 +105,11 @@ class Visitors:
         host = headers.get(b"host", b"").decode("latin-1").lower().partition(":")[0]
         name = host.removesuffix(self._suffix)
         return "" if name == host or "." in name else name
+
+    def is_known(self, visitor: Visitor) -> bool:
+        """Whether he is an account of the namespace, or one of the platform."""
+        who = visitor.identity
+        return who is not None and (who.namespace == visitor.namespace or who.everywhere)
 
     def check(self, visitor: Visitor, resource: Resource) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -34,6 +34,9 @@ PLATFORM = frozenset(
 BACKENDS = ("registry", "broker", "store", "events")
 #: Seconds that the door has for an answer, and that an examination of a backend may take.
 PATIENCE, EXAMINATION = 2.0, 15.0
+#: What a client of HTTP/2 says first; the frame, empty here, with which both sides begin.
+FIRST = b"\0\0\0\4\0\0\0\0\0"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + FIRST
 
 
 @click.command()
@@ -70,6 +73,8 @@ def _checks(session: Session) -> Iterator[Row]:
     yield from backends(session)
     yield sockets(settings, session.reached)
     yield door(settings, session.reached)
+    if settings.proxy.port:
+        yield grpc_door(settings, session.reached)
 
 
 def python(version: Sequence[int]) -> Row:
@@ -163,23 +168,30 @@ def sockets(settings: Settings, up: bool) -> Row:
 
 def door(settings: Settings, up: bool) -> Row:
     """Whether the HTTP door's port is ours, or free for it."""
-    host, port = settings.api.host, settings.api.port
+    return _port("api", settings.api.host, settings.api.port, up, _is_door)
+
+
+def grpc_door(settings: Settings, up: bool) -> Row:
+    """Whether the gRPC door's port is ours, or free for it."""
+    return _port("proxy", settings.proxy.host, settings.proxy.port, up, _is_grpc)
+
+
+def _port(
+    name: str, host: str, port: int, up: bool, ours: Callable[[socket.socket, str], bool]
+) -> Row:
     where = f"{host}:{port}"
     try:
         connection = socket.create_connection((host, port), timeout=PATIENCE)
     except OSError:
         if up:
-            return "api", False, f"nothing answers on {where}; see what `micro server` has said"
-        return "api", True, f"{where} is free"
+            return name, False, f"nothing answers on {where}; see what `micro server` has said"
+        return name, True, f"{where} is free"
     with connection:
-        if _is_door(connection, host):
-            return "api", True, where
+        if ours(connection, host):
+            return name, True, where
     holder = port_holder(port) or "another program"
-    return (
-        "api",
-        False,
-        f"{where} is taken by {holder}; stop it, or set MICRO_API_PORT to another port",
-    )
+    variable = f"MICRO_{name.upper()}_PORT"
+    return name, False, f"{where} is taken by {holder}; stop it, or set {variable} to another port"
 
 
 def _is_door(connection: socket.socket, host: str) -> bool:
@@ -191,3 +203,15 @@ def _is_door(connection: socket.socket, host: str) -> bool:
         while len(said) < 8192 and (piece := connection.recv(4096)):
             said += piece
     return b'"micro-ray"' in said
+
+
+def _is_grpc(connection: socket.socket, host: str) -> bool:
+    """Whether the one who answers speaks HTTP/2 at once, as gRPC does: grpc itself would take
+    longer to import than everything else here."""
+    said = b""
+    with contextlib.suppress(OSError):
+        connection.settimeout(PATIENCE)
+        connection.sendall(PREFACE)
+        while len(said) < len(FIRST) and (piece := connection.recv(1024)):
+            said += piece
+    return said[3:4] == FIRST[3:4] and said[5:9] == FIRST[5:9]

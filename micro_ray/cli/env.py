@@ -24,11 +24,13 @@ def env(ctx: click.Context) -> None:
         return
     session: Session = ctx.obj
     settings, boot = session.settings, session.bootstrap
+    proxy = settings.proxy
     rows = {
         "state": str(settings.state),
         "run": str(settings.run),
         "namespace": session.namespace,
         "api": f"http://{settings.api.host}:{settings.api.port}",
+        "proxy": f"grpc://{proxy.host}:{proxy.port}" if proxy.port else "none",
         "registry": ",".join(boot.registry),
         "router": ",".join(boot.routers),
     }

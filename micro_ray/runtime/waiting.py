@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-__all__ = ["to_its_end"]
+__all__ = ["in_thread", "to_its_end"]
+
+T = TypeVar("T")
 
 
 async def to_its_end(future: asyncio.Future[Any]) -> None:
@@ -19,3 +22,15 @@ async def to_its_end(future: asyncio.Future[Any]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
+
+
+async def in_thread(do: Callable[..., T], *args: Any) -> T:
+    """Run in a thread. Who is cancelled meanwhile waits for its end: what it opens must be known
+    before it can be closed."""
+    running = asyncio.ensure_future(asyncio.to_thread(do, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await to_its_end(running)
+        running.exception()
+        raise

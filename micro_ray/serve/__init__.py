@@ -1,2 +1,2 @@
-"""The room of Ray Serve: ``api.py`` is the HTTP door as a deployment, ``listener.py`` the listener
-that each of its replicas runs."""
+"""The room of Ray Serve: the doors as deployments (``api.py`` for HTTP, ``proxy_door.py`` for
+gRPC), each with the listener that its replicas run, and what a gRPC door is made of."""

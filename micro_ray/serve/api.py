@@ -9,7 +9,6 @@ who come that way.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import Any
 
@@ -17,24 +16,14 @@ from ray import serve
 
 from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
-from micro_ray.limits import Limit
-from micro_ray.limits.gate import Gate
-from micro_ray.limits.pressure import Pressure
-from micro_ray.network.network import Network
-from micro_ray.router.table import Table
-from micro_ray.serve.insider import insider
+from micro_ray.serve.door import ground, hosting
 from micro_ray.serve.listener import Listener, drain_of
-from micro_ray.settings import Settings, bootstrap
-from micro_ray.wire.gate import Supply
-from micro_ray.wire.router import Follower
+from micro_ray.settings import Settings
 
 __all__ = ["NAME", "application"]
 
 #: The Serve application, deployment and platform service are all named so.
 NAME = "api"
-
-#: Seconds a door waits for its first route table before it listens without one.
-FIRST_TABLE = 10.0
 
 
 class ApiDoor:
@@ -49,37 +38,20 @@ class ApiDoor:
             raise
 
     async def _open(self, settings: Settings) -> None:
-        boot = bootstrap(settings, {})
-        dialer, visitors = await insider(self._stack, settings, NAME)
-        table = Table()
-        follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
-        network = Network(table, dialer, host=boot.host, settings=boot.network)
-        self._stack.push_async_callback(network.close)
-        gate = await self._gate(settings, network)
+        on = await ground(self._stack, settings, NAME)
         self.api = Api(
-            network,
-            table,
+            on.network,
+            on.table,
             settings.api,
-            ready=follower.ready.is_set,
-            gate=gate,
-            pressure=Pressure(settings.limits.memory),
-            visitors=visitors,
+            ready=on.ready,
+            gate=on.gate,
+            pressure=on.pressure,
+            visitors=on.visitors,
         )
-        with contextlib.suppress(TimeoutError):  # then it listens, and says 503 until one comes
-            async with asyncio.timeout(FIRST_TABLE):
-                await follower.ready.wait()
         self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
         await self._listener.start()
         drain, _ = drain_of(settings.runtime.drain_timeout)
         self._stack.push_async_callback(self._listener.stop, drain)
-
-    async def _gate(self, settings: Settings, network: Network) -> Gate:
-        """What lets requests in, supplied as long as this door lives."""
-        given = settings.limits
-        default = Limit(rate=given.rate, burst=given.burst, concurrency=given.concurrency)
-        gate = Gate(default=default, doors=settings.api.replicas)
-        await self._stack.enter_async_context(Supply(gate, network, own=settings.namespace))
-        return gate
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose listener is gone."""
@@ -115,19 +87,5 @@ def application(settings: Settings, *, address: str = "") -> serve.Application:
             await super().__init__(settings)
             self.app.target = self.api
 
-    deployment = serve.deployment(
-        name=NAME,
-        num_replicas=settings.api.replicas,
-        max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=drain_of(settings.runtime.drain_timeout)[1],
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=2,
-        health_check_timeout_s=5,
-        max_surge_percent=100,
-        rolling_update_percentage=1.0,
-        ray_actor_options={
-            "num_cpus": 0,
-            "resources": {f"node:{address}": 0.001} if address else {},
-        },
-    )(Door)
-    return deployment.bind(settings)
+    options = hosting(settings, NAME, settings.api.replicas, address)
+    return serve.deployment(**options)(Door).bind(settings)

@@ -1,10 +1,11 @@
-"""The gRPC door: any method of any service, its bytes untouched.
+"""The gRPC door: any method of any service.
 
 ``/{service}.{Endpoint}/{Method}`` is the endpoint ``Endpoint.Method`` of a service;
 ``/{Endpoint}/{Method}`` is that of the service which the metadata ``micro-service`` names. Names
-match as they do at the HTTP door. Messages pass as they are: what they mean is between the client
-and the endpoint. Metadata goes on to the service but for what is gRPC's own or the platform's
-(``grpc-``, ``micro-``) and what is binary (``-bin``).
+match as they do at the HTTP door. JSON and bytes pass as they are; a message of the protobuf that
+reflection describes is made JSON here, and its answer protobuf (``forms.py``). Metadata goes on to
+the service but for what is gRPC's own or the platform's (``grpc-``, ``micro-``) and what is binary
+(``-bin``).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
 from micro_ray.api.body import JSON, OCTETS
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
-from micro_ray.api.paths import Paths, Target
+from micro_ray.api.paths import AllPaths, Target
+from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -29,13 +32,17 @@ from micro_ray.errors import (
     Timeout,
     Unavailable,
 )
+from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
+from micro_ray.limits.pressure import Pressure
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
-from micro_ray.router.table import Table
+from micro_ray.serve.catalogue import Catalogues
+from micro_ray.serve.forms import SAID, Form
+from micro_ray.serve.heads import head_of, text_of
 from micro_ray.serve.statuses import DETAILS, code_of, details_of, message_of
 from micro_ray.settings import Proxy as ProxySettings
 
-__all__ = ["Door", "Proxy", "split"]
+__all__ = ["Proxy", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +50,7 @@ log = logging.getLogger(__name__)
 MAX_PATH = 1024
 #: Metadata that a client may not set for a service, by the beginning or the whole of its key.
 OWN = ("grpc-", "micro-")
-HOP = frozenset(("user-agent", "te", "content-type", "authorization", "traceparent"))
+HOP = frozenset(("user-agent", "te", "content-type", SAID, "authorization", "traceparent"))
 
 Metadata = Mapping[str, str]
 
@@ -69,20 +76,35 @@ class Proxy(grpc.GenericRpcHandler):
     """Answers every call by one over the network. One per replica."""
 
     def __init__(
-        self, network: Network, table: Table, settings: ProxySettings, *, namespace: str = "micro"
+        self,
+        network: Network,
+        catalogues: Catalogues,
+        settings: ProxySettings,
+        *,
+        visitors: Visitors | None = None,
+        gate: Gate | None = None,
+        pressure: Pressure | None = None,
     ) -> None:
         self._network = network
+        self._catalogues = catalogues
+        self._visitors = visitors or Visitors()
         self._settings = settings
-        self._namespace = namespace
-        self._paths = Paths(table, namespace)
+        self._gate = gate
+        self._pressure = pressure or Pressure(1.0)
+        self._paths = AllPaths(network.table)
         self.in_flight = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method; one that fails where there is none."""
-        sent = _text(handler_call_details.invocation_metadata)
+        sent = text_of(handler_call_details.invocation_metadata)
         try:
             names = split(handler_call_details.method, sent.get("micro-service", ""))
-            target = self._paths.named(*names)
+            if len(sent.get("authorization", "")) > MAX_CREDENTIALS:
+                what = f"metadata authorization over {MAX_CREDENTIALS} bytes"
+                raise HeadersTooLarge("proxy", what)
+            visitor = self._visitors.of(head_of(sent))
+            target = self._paths.of(visitor.namespace).named(*names)
+            self._visitors.check(visitor, target.resource)
         except MicroError as error:
             refused = error  # the name of an except clause ends with it
 
@@ -93,26 +115,37 @@ class Proxy(grpc.GenericRpcHandler):
         if target.stream:
 
             async def stream(_: Any, context: Any) -> None:
-                await self._serve(context, sent, target, self._stream)
+                await self._serve(context, sent, visitor, target, self._stream)
 
             return grpc.stream_stream_rpc_method_handler(stream)
 
         async def unary(body: bytes, context: Any) -> Any:
-            return await self._serve(context, sent, target, self._unary, body)
+            return await self._serve(context, sent, visitor, target, self._unary, body)
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
     async def _serve(
-        self, context: Any, sent: Metadata, target: Target, how: Any, *args: Any
+        self,
+        context: Any,
+        sent: Metadata,
+        visitor: Visitor,
+        target: Target,
+        how: Any,
+        *args: Any,
     ) -> bytes | None:
         """One call, its errors as statuses."""
         metadata: dict[str, str] = {}
+        admission = FREE
         self.in_flight += 1
         try:
-            if self.in_flight > self._settings.max_in_flight:
-                raise Unavailable("proxy", "too many calls are under way here", 1.0)
-            metadata = self._metadata(sent, target.service)
-            answer: bytes | None = await how(context, target, metadata, *args)
+            self._check()
+            metadata = self._metadata(sent, visitor, target.service)
+            if target.service == "auth":
+                metadata["micro-source"] = _source(context.peer())
+            admission = await self._admitted(visitor, target)
+            catalogue = self._catalogues.of(visitor.namespace)
+            form = Form(catalogue, target, sent.get(SAID, ""))
+            answer: bytes | None = await how(context, target, metadata, form, *args)
             return answer
         except MicroError as error:
             await _abort(context, error, metadata.get("x-request-id", ""))
@@ -123,94 +156,94 @@ class Proxy(grpc.GenericRpcHandler):
             await _abort(context, InternalError("proxy", shown), request_id)
         finally:
             self.in_flight -= 1
+            admission.release()
 
-    def _metadata(self, sent: Metadata, service: str) -> dict[str, str]:
-        """What goes on to the service. The credential goes to auth alone: whoever gets a token
-        may use it. It is here that a caller will be made of one."""
+    def _check(self) -> None:
+        """Raises Unavailable when this replica has too much to do."""
+        if self.in_flight > self._settings.max_in_flight:
+            raise Unavailable("proxy", "too many calls are under way here", 1.0)
+        if self._pressure.short:
+            raise Unavailable(
+                "proxy", f"{self._pressure.fraction:.0%} of the memory is in use here", 1.0
+            )
+
+    async def _admitted(self, visitor: Visitor, target: Target) -> Admission:
+        """What lets a call in. Raises TooManyRequests."""
+        if self._gate is None:
+            return FREE
+        call = (visitor.namespace, visitor.account, target.service, target.endpoint)
+        return self._gate.admit(*call) or await self._gate.obtain(*call)
+
+    def _metadata(self, sent: Metadata, visitor: Visitor, service: str) -> dict[str, str]:
+        """What goes on to the service. Where nobody looks at the credential here it goes to auth
+        alone: whoever gets a token may use it."""
         credential = sent.get("authorization", "")
-        if len(credential) > MAX_CREDENTIALS:
-            raise HeadersTooLarge("proxy", f"metadata authorization over {MAX_CREDENTIALS} bytes")
-        head = {key.encode(): value.encode("latin-1", "replace") for key, value in sent.items()}
-        _, made = metadata_of(head)
+        _, made = metadata_of(head_of(sent))
         rest = {k: v for k, v in sent.items() if not k.startswith(OWN) and k not in HOP}
-        if credential and service == "auth":
+        if credential and service == "auth" and self._visitors.guard is None:
             rest["authorization"] = credential
-        return {**rest, **made, "micro-namespace": self._namespace}
+        made |= self._visitors.along(visitor, service)
+        made["micro-namespace"] = visitor.namespace
+        if self._gate is not None:
+            made[ADMITTED] = "1"
+        return {**rest, **made}
 
     async def _unary(
-        self, context: Any, target: Target, metadata: dict[str, str], body: bytes
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, body: bytes
     ) -> bytes:
         left, timeout = context.time_remaining(), self._settings.timeout
-        return await self._network.call(
+        answer = await self._network.call(
             target.service,
             target.endpoint,
-            body,
-            namespace=self._namespace,
+            form.request(body),
+            namespace=metadata["micro-namespace"],
             timeout=timeout if left is None else min(_positive(left), timeout),
             content=OCTETS if target.raw_in else JSON,
             metadata=metadata,
             idempotent=bool(target.idempotent),
         )
+        return form.answer(answer)
 
-    async def _stream(self, context: Any, target: Target, metadata: dict[str, str]) -> None:
+    async def _stream(
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form
+    ) -> None:
         left = context.time_remaining()
         stream = await self._network.open(
             target.service,
             target.endpoint,
-            namespace=self._namespace,
+            namespace=metadata["micro-namespace"],
             timeout=None if left is None else _positive(left),
             content=OCTETS if target.raw_in else JSON,
             metadata=metadata,
         )
         async with stream:
-            feed = asyncio.create_task(_feed(context, stream))
+            feed = asyncio.create_task(_feed(context, stream, form))
             try:
                 async for message in stream:
-                    await context.write(message)
+                    await context.write(form.answer(message))
+            except MicroError:
+                if feed.done():
+                    feed.result()  # what the client sent is why it ended
+                raise
             finally:
                 feed.cancel()
                 await asyncio.gather(feed, return_exceptions=True)
 
 
-class Door:
-    """A server of the proxy on a port that replicas share. ``bound`` is the port in use."""
-
-    def __init__(self, proxy: Proxy, settings: ProxySettings) -> None:
-        self._settings = settings
-        self._server = grpc.aio.server(
-            handlers=[proxy],
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", settings.max_message),
-                ("grpc.max_send_message_length", settings.max_message),
-                ("grpc.max_metadata_size", settings.max_metadata),
-                ("grpc.absolute_max_metadata_size", settings.max_metadata),
-                ("grpc.max_concurrent_streams", settings.max_streams),
-            ],
-        )
-        self.bound = settings.port
-
-    async def start(self) -> None:
-        """Listen. Raises Unavailable when the port cannot be bound."""
-        host, port = self._settings.host, self._settings.port
+async def _feed(context: Any, stream: Stream, form: Form) -> None:
+    """Pass the client's messages on, each when the one before was taken. Raises what is wrong with
+    one, and gives the call up."""
+    while (message := await context.read()) is not grpc.aio.EOF:
         try:
-            self.bound = self._server.add_insecure_port(
-                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            )
-        except RuntimeError as error:
-            raise Unavailable("proxy", f"cannot listen on {host}:{port}: {error}") from None
-        await self._server.start()
-
-    async def stop(self, drain: float = 25.0) -> None:
-        """Take no new call, finish what is under way within ``drain`` seconds, close."""
-        await self._server.stop(drain)
-
-
-async def _feed(context: Any, stream: Stream) -> None:
-    """Pass the client's messages on, each when the one before was taken."""
-    with contextlib.suppress(MicroError):  # the other direction raises it too
-        while (message := await context.read()) is not grpc.aio.EOF:
-            await stream.send(message)
+            body = form.request(message)
+        except MicroError:
+            stream.cancel()
+            raise
+        with contextlib.suppress(MicroError):  # the other direction raises it too
+            await stream.send(body)
+            continue
+        return
+    with contextlib.suppress(MicroError):
         await stream.end()
 
 
@@ -222,16 +255,13 @@ async def _abort(context: Any, error: MicroError, request_id: str = "") -> NoRet
     raise AssertionError("abort raises")
 
 
+def _source(peer: str) -> str:
+    """The address of a client, from gRPC's ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5``."""
+    address = unquote(peer.partition(":")[2]).rpartition(":")[0]
+    return address.removeprefix("[").removesuffix("]")
+
+
 def _positive(left: float) -> float:
     if left <= 0:
         raise Timeout("proxy", "the deadline passed before the call was made")
     return left
-
-
-def _text(metadata: Any) -> dict[str, str]:
-    """The text of a call's metadata; values of a key that comes twice are joined, as HTTP says."""
-    found: dict[str, str] = {}
-    for key, value in metadata or ():
-        if isinstance(value, str) and not key.endswith("-bin"):
-            found[key] = f"{found[key]}, {value}" if key in found else value
-    return found

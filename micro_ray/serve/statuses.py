@@ -1,7 +1,8 @@
 """The tree of errors as gRPC statuses, and back.
 
 A status has the code of the table in ``errors.py`` and, in its details (``google.rpc.Status`` in
-``grpc-status-details-bin``), a ``google.rpc.ErrorInfo`` of the domain ``micro`` with every field.
+``grpc-status-details-bin``), a ``google.rpc.ErrorInfo`` of the domain ``micro`` with every field;
+where there is a use in trying again, a ``google.rpc.RetryInfo`` says when, too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ DOMAIN = "micro"
 #: Bytes of the parts of an error: clients take no more than 8 KiB of trailing metadata by default,
 #: and what is not ASCII takes three times its place in the message.
 MAX_MESSAGE, MAX_DETAIL, MAX_ID = 1024, 2048, 128
+#: Longest time after which one may try again, in seconds.
+MAX_RETRY = 86_400
 
 
 def code_of(error: MicroError) -> grpc.StatusCode:
@@ -44,6 +47,11 @@ def details_of(error: MicroError) -> bytes:
     number, _ = code_of(error).value
     status = status_pb2.Status(code=number, message=message_of(error))
     status.details.add().Pack(info)
+    after = error.retry_after
+    if after is not None and after == after:  # a service may say anything, also no number
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMicroseconds(round(min(max(0.0, after), MAX_RETRY) * 1e6))
+        status.details.add().Pack(retry)
     made: bytes = status.SerializeToString()
     return made
 

@@ -6,7 +6,9 @@ import asyncio
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 
 from bench.stack import Server
@@ -33,6 +35,7 @@ VICTIMS: Mapping[str, int] = {
     "ray::RuntimeActor": 1,
     "ray::Replica": 3,
     "ray::ServeReplica:api": 2,
+    "ray::ServeReplica:proxy": 2,
 }
 #: The only ones of their kind.
 ALONE = frozenset(title for title, count in VICTIMS.items() if count == 1)
@@ -40,7 +43,7 @@ ALONE = frozenset(title for title, count in VICTIMS.items() if count == 1)
 ANCHORS = ("micro server", "gcs_server", "raylet", "ray::ServeController")
 TITLES = (*VICTIMS, *ANCHORS)
 
-DOOR = "ray::ServeReplica:api"
+DOOR, PROXY = "ray::ServeReplica:api", "ray::ServeReplica:proxy"
 REPLICA = "ray::Replica"
 #: A worker that Ray keeps for the next actor: nobody's member, gone when nobody needs it.
 IDLE = "ray::IDLE"
@@ -111,7 +114,8 @@ class Platform:
 
     async def tasks(self) -> dict[int, int]:
         """Tasks on the loop of each process that has one of ours, by pid: actors and replicas are
-        asked by their own node, doors until each has been met."""
+        asked by their own node, doors until each has been met. Those of the gRPC door answer, and
+        do not say how many they have."""
         rows = await asyncio.gather(
             *(
                 self._client.call(service, "Debug.Stats", {}, node=route.id, timeout=5.0)
@@ -127,7 +131,23 @@ class Platform:
                 break
             seen = await asyncio.to_thread(_scrape, self.server.port)
             doors[seen["micro_api_pid"]] = seen["micro_api_tasks"]
-        return found | doors
+        return found | doors | dict.fromkeys(await self._proxies(), 0)
+
+    async def _proxies(self) -> set[int]:
+        """The replicas of the gRPC door that have answered."""
+        port, met = self.server.proxy_port, set[int]()
+        having = await asyncio.to_thread(lambda: processes(self.server)[PROXY])
+        for _ in range(60):
+            if len(met) == VICTIMS[PROXY]:
+                break
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+                check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+                await check(b"", timeout=5.0)
+                for process in having:
+                    if await asyncio.to_thread(_connected, process, port):
+                        met.add(process.pid)
+        return met
 
     def seen(self) -> list[Seen]:
         """Every process but those that wait to become something."""
@@ -139,7 +159,7 @@ class Platform:
         return found
 
     def _group(self, process: psutil.Process, title: str) -> str:
-        if title == DOOR or title not in VICTIMS:
+        if title in (DOOR, PROXY) or title not in VICTIMS:
             return title
         # Each listens on a socket of its name: store-1.sock, helloworld-0123456789ab.sock.
         listens = {
@@ -181,6 +201,13 @@ class Platform:
 
         await eventually(still, within=30, every=0.5)
         return looked[0]
+
+
+def _connected(process: psutil.Process, port: int) -> bool:
+    """Whether somebody has a connection to a process that listens on a port."""
+    return any(
+        c.status == "ESTABLISHED" and c.laddr.port == port for c in process.net_connections("tcp")
+    )
 
 
 def _scrape(port: int) -> dict[str, int]:

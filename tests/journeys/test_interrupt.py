@@ -40,6 +40,7 @@ def starting(state: Path, *args: str, **environ: str) -> Iterator[subprocess.Pop
     """``micro server`` that has just been started."""
     given = {
         "MICRO_STATE": str(state), "MICRO_API_PORT": str(free_port()), "MICRO_API_SERVE_PORT": "0",
+        "MICRO_PROXY_PORT": str(free_port()),
     }  # fmt: skip
     process = subprocess.Popen(
         [MICRO, "server", *args], env={**os.environ, **given, **environ},

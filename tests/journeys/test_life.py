@@ -205,6 +205,7 @@ def start(state: Path, **environ: str) -> subprocess.CompletedProcess[str]:
             "MICRO_STATE": str(state),
             "MICRO_API_PORT": str(free_port()),
             "MICRO_API_SERVE_PORT": "0",
+            "MICRO_PROXY_PORT": str(free_port()),
             **environ,
         },
         cwd=ROOT,
@@ -233,19 +234,32 @@ def test_a_second_server_on_the_same_run_folder(server: Server, state: Path) -> 
     assert sorted(run.glob("*.sock")) == before
 
 
-def test_a_port_in_use(state: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
+@pytest.mark.parametrize("door", ["api", "proxy"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_port_in_use(state: Path, door: str, shares: bool) -> None:
+    """Also by a program that would share it: the doors do so among themselves only."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=shares) as other:
         port = other.getsockname()[1]
-        done = start(state, MICRO_API_PORT=str(port))
+        variable = f"MICRO_{door.upper()}_PORT"
+        done = start(state, **{variable: str(port)})
     assert done.returncode == 1
-    assert f"pi.port {port} on 127.0.0.1: address already in use" in done.stderr
-    assert "MICRO_API_PORT" in done.stderr
+    assert f"{door[1:]}.port {port} on 127.0.0.1: address already in use" in done.stderr
+    assert variable in done.stderr
+
+
+def test_a_port_for_two(state: Path) -> None:
+    port = str(free_port())
+    done = start(state, MICRO_API_PORT=port, MICRO_PROXY_PORT=port)
+    assert done.returncode == 1
+    assert f"pi.port and proxy.port are both {port}" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("environ", "told"),
     [
         ({"MICRO_API_HOST": "0.0.0.0"}, "listen on this machine only until there are accounts"),
+        ({"MICRO_PROXY_HOST": "0.0.0.0"}, "roxy.host '0.0.0.0' is not a loopback address"),
+        ({"MICRO_PROXY_PORT": "65536"}, "not a whole number from 0 to 65535"),
         ({"MICRO_API_PORT": "eighty"}, "MICRO_API_PORT"),
         ({"MICRO_API_PORT": "70000"}, "not a whole number from 1 to 65535"),
         ({"MICRO_API_PORT": "0"}, "not a whole number from 1 to 65535"),
@@ -264,10 +278,12 @@ def test_settings_that_cannot_work(state: Path, environ: dict[str, str], told: s
 
 
 def test_a_broken_database_is_named_and_the_rest_works(state: Path) -> None:
+    """As it does without a gRPC door."""
     (state / "store").mkdir()
     (state / "store" / "micro.db").write_bytes(b"this was a database once " * 400)
     (state / "router-0.table").write_bytes(b"garbage")
-    with stack.server(state) as up:
+    with stack.server(state, MICRO_PROXY_PORT="0") as up:
+        assert not [line for line in up.lines if "proxy" in line]
         said = micro(up, "store", "read", "k", good=False)
         assert "micro.db" in said
         assert "restore it from a backup" in said

@@ -21,7 +21,8 @@ from tests.fixtures.wait import eventually
 def settings(**broker: Any) -> Settings:
     given = {f"broker.{name}": value for name, value in broker.items()}
     (port,) = free_ports(1)
-    return load({}, {"state": "/tmp/none", "api.port": port, "api.serve_port": 0, **given})
+    ports = {"api.port": port, "api.serve_port": 0, "proxy.port": 0}
+    return load({}, {"state": "/tmp/none", **ports, **given})
 
 
 async def test_memory_with_its_limits() -> None:

@@ -20,8 +20,10 @@ from micro_ray.cli import doctor
 from micro_ray.cli.owners import lock_holder, port_holder
 from micro_ray.sdk import client
 from micro_ray.sdk.testing import Here, platform
+from micro_ray.serve.grpc_listener import GrpcListener
 from micro_ray.serve.listener import Listener
 from micro_ray.settings import Api as ApiSettings
+from micro_ray.settings import Proxy as ProxySettings
 from tests.fixtures.terminal import Done, Terminal
 from tests.unit.cli.test_no_server import mute
 
@@ -36,8 +38,8 @@ def free_port() -> int:
 
 @pytest.fixture
 def alone(lonely: Terminal) -> Terminal:
-    """No server, and a port that nobody has."""
-    return lonely.within(MICRO_API_PORT=str(free_port()))
+    """No server, and ports that nobody has."""
+    return lonely.within(MICRO_API_PORT=str(free_port()), MICRO_PROXY_PORT=str(free_port()))
 
 
 async def found(terminal: Terminal) -> tuple[dict[str, tuple[bool, str]], Done]:
@@ -61,12 +63,23 @@ async def door(town: Here) -> AsyncIterator[int]:
         await listener.stop()
 
 
+@asynccontextmanager
+async def grpc_door() -> AsyncIterator[int]:
+    """The real listener of the gRPC door."""
+    listener = GrpcListener([], ProxySettings(port=0), asyncio.Event())
+    await listener.start()
+    try:
+        yield listener.bound
+    finally:
+        await listener.stop(0)
+
+
 async def test_all_is_well(terminal: Terminal, town: Here) -> None:
-    async with door(town) as port:
-        well = terminal.within(MICRO_API_PORT=str(port))
+    async with door(town) as port, grpc_door() as other:
+        well = terminal.within(MICRO_API_PORT=str(port), MICRO_PROXY_PORT=str(other))
         rows, done = await found(well)
         assert done.code == 0, rows
-        assert list(rows) == ["python", "ray", "disk", "state", "server", "sockets", "api"]
+        assert list(rows) == ["python", "ray", "disk", "state", "server", "sockets", "api", "proxy"]
         assert rows["ray"][1] == importlib.metadata.version("ray")
         assert rows["server"] == (True, "all platform services")
         table = await well.micro("doctor")
@@ -137,7 +150,8 @@ async def test_a_port_that_another_program_has(lonely: Terminal, town: Here) -> 
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
         port = other.sockets[0].getsockname()[1]
-        rows, done = await found(lonely.within(MICRO_API_PORT=str(port)))
+        both = {"MICRO_API_PORT": str(port), "MICRO_PROXY_PORT": str(port)}
+        rows, done = await found(lonely.within(**both))
         holder = port_holder(port)
         assert re.fullmatch(rf"pid {os.getpid()} \(.+\)", holder)
     good, text = rows["api"]
@@ -145,6 +159,7 @@ async def test_a_port_that_another_program_has(lonely: Terminal, town: Here) -> 
     assert text == (
         f"127.0.0.1:{port} is taken by {holder}; stop it, or set MICRO_API_PORT to another port"
     )
+    assert rows["proxy"] == (False, text.replace("MICRO_API_PORT", "MICRO_PROXY_PORT"))
 
 
 async def test_a_program_that_says_nothing_has_the_port(

@@ -33,7 +33,7 @@ async def rows(terminal: Terminal, check: str) -> list[tuple[bool, str]]:
 
 @pytest.fixture
 def alone(lonely: Terminal) -> Terminal:
-    return lonely.within(MICRO_API_PORT=str(free_port()))
+    return lonely.within(MICRO_API_PORT=str(free_port()), MICRO_PROXY_PORT=str(free_port()))
 
 
 async def test_etcd_while_there_is_no_platform(alone: Terminal) -> None:

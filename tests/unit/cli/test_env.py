@@ -26,6 +26,7 @@ async def test_what_is_in_force(lonely: Terminal, here_folder: Path) -> None:
         "run": f"{state}/run",
         "namespace": "micro",
         "api": "http://127.0.0.1:9123",
+        "proxy": "grpc://127.0.0.1:8081",
         "registry": f"unix:{state}/run/registry-0.sock",
         "router": "tcp:10.0.0.5:7000,tcp:10.0.0.6:7000",
     }
@@ -88,7 +89,8 @@ async def test_help_of_the_server(lonely: Terminal) -> None:
         (["--port", "many"], 2, "Invalid value for '--port'"),
         (["--port", "70000"], 1, "70000"),
         (["--port", "-1"], 1, "-1"),
-        (["--prot", "8080"], 2, "Did you mean '--port'"),
+        (["--proxy-port", "70000"], 1, "70000"),
+        (["--prot", "8080"], 2, "'--port'"),
         (["extra"], 2, "Got unexpected extra argument"),
         (["--state", "/proc/none"], 1, "/proc/none"),
     ],

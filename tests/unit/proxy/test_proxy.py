@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import msgspec
 import pytest
 
+from micro_ray import Service
+from micro_ray.context import Context
 from micro_ray.errors import CODES, BadRequest, MicroError, NotFound, from_dict, make
-from micro_ray.sdk.testing import platform
-from micro_ray.serve.proxy import Door, Proxy, split
+from micro_ray.serve.proxy import split
 from micro_ray.serve.statuses import DETAILS, code_of, details_of, error_of
-from micro_ray.settings import Proxy as ProxySettings
 from tests.unit.api import services
 from tests.unit.api.services import Probe
+from tests.unit.proxy.door import SETTINGS, opened
 
 pytestmark = pytest.mark.timeout(60)
 
 encode, decode = msgspec.json.encode, msgspec.json.decode
-SETTINGS = ProxySettings(port=0, max_message=100_000)
 
 
 @pytest.fixture
@@ -31,17 +32,8 @@ def probe() -> Probe:
 
 @pytest.fixture
 async def channel(probe: Probe) -> AsyncIterator[Any]:
-    async with platform() as here:
-        for service in (services.echo(probe), services.streams(probe)):
-            await here.serve(service, f"{service.name}-1")
-        network = await here.network()
-        while not network.table.known("micro", "streams"):
-            await network.table.changed()
-        door = Door(Proxy(network, network.table, SETTINGS), SETTINGS)
-        await door.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.bound}") as made:
-            yield made
-        await door.stop(1.0)
+    async with opened(services.echo(probe), services.streams(probe)) as here:
+        yield here.channel
 
 
 def failed(raised: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> MicroError:
@@ -74,6 +66,25 @@ async def test_metadata_and_deadline(channel: Any) -> None:
     assert "authorization" not in seen["metadata"]  # it is for auth alone
     assert seen["metadata"]["x-mine"] == "1"
     assert 0 < seen["remaining"] <= 7
+
+
+@pytest.mark.parametrize(("host", "source"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1")])
+async def test_auth_alone_gets_the_credential_and_where_it_comes_from(
+    host: str, source: str
+) -> None:
+    service = Service("auth")
+
+    @service.endpoint(name="Auth.Seen")
+    async def seen(context: Context) -> dict[str, str]:
+        return dict(context.metadata)
+
+    sent = (("authorization", "Bearer x"), ("micro-source", "9.9.9.9"))
+    settings = replace(SETTINGS, host=host)
+    async with opened(service, services.echo(Probe()), settings=settings) as door:
+        found = await unary(door.channel, "/auth.Auth/Seen", {}, metadata=sent)
+        assert (found["authorization"], found["micro-source"]) == ("Bearer x", source)
+        found = await unary(door.channel, "/echo.Echo/Context", {}, metadata=sent)
+        assert not {"authorization", "micro-source"} & set(found["metadata"])
 
 
 async def test_streams(channel: Any) -> None:

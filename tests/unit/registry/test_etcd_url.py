@@ -26,7 +26,8 @@ SECRET = "s3cret"
 def settings(pool: int = 1, **given: Any) -> Settings:
     names = {f"registry.{name}": value for name, value in given.items()}
     (port,) = free_ports(1)
-    fixed = {"state": "/tmp/none", "api.port": port, "api.serve_port": 0, "pools.registry": pool}
+    ports = {"api.port": port, "api.serve_port": 0, "proxy.port": 0}
+    fixed = {"state": "/tmp/none", **ports, "pools.registry": pool}
     return load({}, {**fixed, **names})
 
 

@@ -1,0 +1,188 @@
+"""grpc.reflection.v1 and v1alpha: what services there are and what their methods take, for clients
+that know nothing beforehand. Both have the same messages under two names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    struct_pb2,
+    text_format,
+    wrappers_pb2,
+)
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection_pb2
+
+from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.auth import Resource
+from micro_ray.errors import MicroError
+from micro_ray.serve import health
+from micro_ray.serve.catalogue import Catalogues
+from micro_ray.serve.descriptors import Description
+from micro_ray.serve.heads import head_of, text_of
+from micro_ray.serve.statuses import code_of, message_of
+
+__all__ = ["NAMES", "Reflection"]
+
+V1, V1ALPHA = "grpc.reflection.v1", "grpc.reflection.v1alpha"
+NAMES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
+#: Longest name that is looked for, in characters.
+MAX_NAME = 1024
+
+
+def _own() -> descriptor_pool.DescriptorPool:
+    """What the door itself serves."""
+    pool = descriptor_pool.DescriptorPool()
+    alpha = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    text = text_format.MessageToString(alpha).replace(V1ALPHA, V1)
+    v1 = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+    v1.name = "grpc/reflection/v1/reflection.proto"
+    for known in (struct_pb2, wrappers_pb2):
+        pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
+    for file in (alpha, v1, health.FILE):
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+class Reflection(grpc.GenericRpcHandler):
+    """Answers ``ServerReflectionInfo``: of what the caller may call. ``leaving`` ends the
+    streams."""
+
+    def __init__(
+        self, catalogues: Catalogues, visitors: Visitors, *, leaving: asyncio.Event
+    ) -> None:
+        self._catalogues = catalogues
+        self._visitors = visitors
+        self._leaving = leaving
+        self._own = _own()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method in (f"/{name}/ServerReflectionInfo" for name in NAMES):
+            return grpc.stream_stream_rpc_method_handler(self._serve)
+        return None
+
+    async def _serve(self, _: Any, context: Any) -> None:
+        try:
+            visitor = self._visitors.of(head_of(text_of(context.invocation_metadata())))
+        except MicroError as error:
+            await context.abort(code_of(error), message_of(error))
+        async for body in _until(self._leaving, context):
+            try:
+                asked = reflection_pb2.ServerReflectionRequest.FromString(body)
+            except DecodeError:
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, "this is no ServerReflectionRequest"
+                )
+            await context.write(self._answer(asked, visitor).SerializeToString())
+
+    def _answer(
+        self, asked: reflection_pb2.ServerReflectionRequest, visitor: Visitor
+    ) -> reflection_pb2.ServerReflectionResponse:
+        answer = reflection_pb2.ServerReflectionResponse(
+            valid_host=asked.host, original_request=asked
+        )
+        kind = asked.WhichOneof("message_request")
+        if kind == "list_services":
+            listed = answer.list_services_response.service
+            for name in (*self._listed(visitor), *NAMES, health.NAME):
+                listed.add(name=name)
+            return answer
+        if kind == "file_by_filename":
+            wanted = asked.file_by_filename
+            files = self._by_name(wanted, visitor)
+        elif kind == "file_containing_symbol":
+            wanted = asked.file_containing_symbol
+            files = self._by_symbol(wanted, visitor)
+        elif kind == "all_extension_numbers_of_type":
+            wanted = asked.all_extension_numbers_of_type
+            files = self._by_symbol(wanted, visitor)
+            if files:
+                answer.all_extension_numbers_response.base_type_name = wanted
+                return answer
+        else:  # there are no extensions
+            wanted, files = "", []
+        if files:
+            answer.file_descriptor_response.file_descriptor_proto.extend(files)
+        else:
+            code, text = grpc.StatusCode.NOT_FOUND.value
+            answer.error_response.error_code = code
+            answer.error_response.error_message = f"{text}: {wanted[:MAX_NAME]}"
+        return answer
+
+    def _listed(self, visitor: Visitor) -> list[str]:
+        def shown(service: str, endpoint: str) -> bool:
+            return self._visitors.allows(visitor, Resource(name=service, endpoint=endpoint))
+
+        return self._catalogues.of(visitor.namespace).services(shown)
+
+    def _package(self, name: str, visitor: Visitor) -> Description | None:
+        """What the caller may call something of."""
+        if not any(listed.rpartition(".")[0] == name for listed in self._listed(visitor)):
+            return None
+        return self._catalogues.of(visitor.namespace).package(name)
+
+    def _by_name(self, name: str, visitor: Visitor) -> list[bytes]:
+        package = name.removeprefix("micro/").removesuffix(".proto")
+        described = self._package(package, visitor) if name != package else None
+        pools = [self._own]
+        if described is not None:
+            pools.append(described.pool)
+        return _first(pools, [name], "FindFileByName")
+
+    def _by_symbol(self, name: str, visitor: Visitor) -> list[bytes]:
+        """A pool knows a service by its name but not its methods."""
+        name = name.removeprefix(".")[:MAX_NAME]
+        names = [name, name.rpartition(".")[0]]
+        pools, package = [self._own], name
+        while package := package.rpartition(".")[0]:
+            described = self._package(package, visitor)
+            if described is not None:
+                pools.append(described.pool)
+        return _first(pools, names, "FindFileContainingSymbol")
+
+
+def _first(pools: list[descriptor_pool.DescriptorPool], names: list[str], how: str) -> list[bytes]:
+    """The first file that is found, then all that it imports."""
+    for pool in pools:
+        for name in names:
+            try:
+                file = getattr(pool, how)(name)
+            except KeyError:
+                continue
+            found = {file.name: file}
+            _gather(file, found)
+            return [bytes(one.serialized_pb) for one in found.values()]
+    return []
+
+
+def _gather(file: Any, found: dict[str, Any]) -> None:
+    for needed in file.dependencies:
+        if needed.name not in found:
+            found[needed.name] = needed
+            _gather(needed, found)
+
+
+async def _until(leaving: asyncio.Event, context: Any) -> AsyncIterator[bytes]:
+    """The messages of a client until it ends or the door leaves."""
+    left = asyncio.ensure_future(leaving.wait())
+    try:
+        while not left.done():
+            reading = asyncio.ensure_future(context.read())
+            try:
+                await asyncio.wait([reading, left], return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    return
+                message = reading.result()
+            finally:
+                reading.cancel()
+            if message is grpc.aio.EOF:
+                return
+            yield message
+    finally:
+        left.cancel()
