@@ -23,8 +23,9 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from micro_ray.broker.memory import MemoryBroker
 from micro_ray.config.stored import StoredConfig
@@ -39,6 +40,7 @@ from micro_ray.router.table import Table
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.service import Service
 from micro_ray.sealing import KeyFile
+from micro_ray.settings import Auth as Settings
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
@@ -55,6 +57,10 @@ from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.router import Follower
 
+if TYPE_CHECKING:
+    from micro_ray.sdk.authority import Authority
+    from micro_ray.wire.trust import Trust
+
 __all__ = ["Here", "knows", "platform"]
 
 #: Seconds within which what was started must be known.
@@ -64,22 +70,51 @@ WAIT = 10.0
 class Here:
     """The platform of a test: ``client`` calls, :meth:`serve` starts a service on it."""
 
-    def __init__(self, bootstrap: Bootstrap, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, bootstrap: Bootstrap, stack: contextlib.AsyncExitStack, auth: Settings | None = None
+    ) -> None:
         self.bootstrap = bootstrap
-        self.client = AsyncClient(bootstrap)
         self.store = MemoryStore()
         self.broker = MemoryBroker()
         self.registry = MemoryRegistry()
         self.config = StoredConfig(self.store, KeyFile(bootstrap.run / "config.keys"))
         self.lender = limits_face.Lender(Ledger())
         self.limits = StoredLimits(self.config, self.lender.ledger)
+        #: Accounts, rules and tokens; None where nobody is asked who he is.
+        self.authority: Authority | None = None
+        self.trust: Trust | None = None
+        if auth is not None:
+            from micro_ray.sdk.authority import Authority  # late: most tests need none
+
+            self.authority = Authority(self.store, bootstrap.run, auth)
+            self.bootstrap = replace(bootstrap, platform=self.authority.key.public, auth=auth)
         #: The platform's own services; one that is closed is away from then on.
         self.hosts: dict[str, Host] = {}
         self._stack = stack
 
     async def keep(self, name: str, endpoints: Endpoints) -> None:
         """Serve one of the platform's own services."""
-        self.hosts[name] = await self.host(name, endpoints, socket_name=f"{name}-0", drain=0.0)
+        credentials = None
+        if self.authority is not None and self.trust is not None:
+            endpoints.callers = self.trust.callers(name)
+            credentials = self.authority.passes(name).itself
+        self.hosts[name] = await self.host(
+            name, endpoints, socket_name=f"{name}-0", drain=0.0, credentials=credentials
+        )
+
+    async def open_auth(self) -> None:
+        """Have rules, if they are wanted, and log the client in as who administers."""
+        boot = self.bootstrap
+        if self.authority is not None:
+            await self._stack.enter_async_context(self.authority)
+            self.trust = await self._stack.enter_async_context(self.authority.trust(boot))
+            tokens = await self.authority.login("admin", scopes=("admin",))
+            boot = replace(boot, token=tokens.access)
+        self.client = AsyncClient(boot)
+
+    def dialer(self, service: str) -> WireDialer:
+        """What calls as a part of the platform."""
+        return WireDialer() if self.authority is None else self.authority.dialer(service)
 
     async def host(self, service: str, endpoints: Endpoints, **options: Any) -> Host:
         """Serve endpoints without a Service."""
@@ -98,7 +133,11 @@ class Here:
 
     async def serve(self, service: Service, instance: str = "") -> None:
         """Start a service; it is stopped with the platform. Returns when callers know it."""
-        await service.start(self.bootstrap, instance)
+        boot = self.bootstrap
+        if self.authority is not None:
+            id = instance or service.name
+            boot = replace(boot, identity=self.authority.identity(id, boot.namespace))
+        await service.start(boot, instance)
         self._stack.push_async_callback(service.stop)
         await self.known(service.name, service.node)
 
@@ -107,9 +146,9 @@ class Here:
         raises Unavailable then."""
         await knows(self.client, self.bootstrap.namespace, service, node)
 
-    async def network(self) -> Network:
-        """A caller with a table of its own."""
-        table, dialer = Table(), WireDialer()
+    async def network(self, service: str = "network") -> Network:
+        """A caller with a table of its own, as a part of the platform."""
+        table, dialer = Table(), self.dialer(service)
         follower = await self._stack.enter_async_context(
             Follower(dialer, self.bootstrap.routers, table)
         )
@@ -133,9 +172,10 @@ async def knows(client: AsyncClient, namespace: str, service: str, node: str = "
 
 
 @asynccontextmanager
-async def platform() -> AsyncIterator[Here]:
+async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
     """Registry, router, network, store, broker, events and config, each on its socket in a
-    folder of its own."""
+    folder of its own. With settings of ``auth`` everybody is asked who he is, by rules: ``client``
+    is then an account that administers, and ``authority`` makes others."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
@@ -144,13 +184,15 @@ async def platform() -> AsyncIterator[Here]:
             namespace="micro",
             host="",
             run=run,
+            auths=(f"unix:{run}/authcache-0.sock", f"unix:{run}/auth-0.sock"),
         )
         async with contextlib.AsyncExitStack() as stack:
-            here = Here(boot, stack)
+            here = Here(boot, stack, auth)
             stack.push_async_callback(here.registry.close)
+            await here.open_auth()
             face = registry_face.endpoints(here.registry)
             await here.keep("registry", face)
-            remote = RemoteRegistry(WireDialer(), boot.registry)
+            remote = RemoteRegistry(here.dialer("router"), boot.registry)
             stack.push_async_callback(remote.close)
             router = await stack.enter_async_context(Router(remote))
             stack.push_async_callback(here.broker.close)
@@ -165,6 +207,9 @@ async def platform() -> AsyncIterator[Here]:
                 ("limits", limits_face.endpoints(here.limits, here.lender)),
             ):
                 await here.keep(name, table)
+            more = {} if here.authority is None else here.authority.faces()
+            for name, table in more.items():
+                await here.keep(name, table)
             await stack.enter_async_context(here.client)
             table = network_face.endpoints(await here.network())
             await here.keep("network", table)
@@ -177,6 +222,7 @@ async def platform() -> AsyncIterator[Here]:
                 "config",
                 "limits",
                 "network",
+                *more,
             ):
                 await here.known(name)
             # Once all services have left, nobody is to be told that these go: all at once.

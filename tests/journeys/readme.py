@@ -104,7 +104,7 @@ def written(text: str, outputs: Iterator[str]) -> str:
 def main() -> None:
     """Write the README's outputs anew."""
     text = README.read_text()
-    with server() as up:
+    with server(open=False) as up:
         shown = "".join(up.lines).replace(f":{up.port}", ":8080")
         shown = shown.replace(f":{up.serve_port}", ":8000")
         shown = re.sub(r"shown this once: \S+", "shown this once: ygha6HdDI8...", shown)

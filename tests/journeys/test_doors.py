@@ -96,7 +96,9 @@ from ray import serve
 from micro_ray.serve.api import NAME, application
 from micro_ray.settings import load
 settings = load()
-settings = replace(settings, api=replace(settings.api, replicas={count}, max_in_flight={count}000))
+key = (settings.state / "platform.key").read_text()
+api = replace(settings.api, replicas={count}, max_in_flight={count}000)
+settings = replace(settings, key=key, api=api)
 serve.run(application(settings), name=NAME, route_prefix="/")
 print("rolled")
 """

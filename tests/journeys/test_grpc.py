@@ -226,7 +226,9 @@ from micro_ray.serve.proxy_door import NAME, application
 from micro_ray.settings import load
 settings = load()
 settings = replace(
-    settings, proxy=replace(settings.proxy, replicas={count}, max_in_flight={count}000)
+    settings,
+    key=(settings.state / "platform.key").read_text(),
+    proxy=replace(settings.proxy, replicas={count}, max_in_flight={count}000),
 )
 serve.run(application(settings), name=NAME, route_prefix=None)
 print("rolled")
