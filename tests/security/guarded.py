@@ -34,7 +34,7 @@ from micro_ray.settings import Auth as AuthSettings
 from micro_ray.settings import Proxy as ProxySettings
 from micro_ray.wire.client import WireDialer
 
-__all__ = ["ADMIN", "WAYS", "Guarded", "Verb", "guarded"]
+__all__ = ["ADMIN", "REFUSED", "WAYS", "Guarded", "Verb", "guarded"]
 
 #: The ways in.
 WAYS = ("http", "grpc", "frames")
