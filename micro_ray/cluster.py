@@ -79,7 +79,8 @@ async def serve(settings: Settings, report: Report) -> bool:
             was_up = starting.done()
             if was_up:
                 url = starting.result().api_url
-                report(f"ready     {url}  (this machine only: rules are not enforced yet)")
+                off = settings.auth.mode == "off"
+                report(f"ready     {url}{'  (auth is off: everybody may do everything)' * off}")
                 await asked
         finally:
             asked.cancel()

@@ -106,11 +106,6 @@ class Visitors:
         name = host.removesuffix(self._suffix)
         return "" if name == host or "." in name else name
 
-    def is_known(self, visitor: Visitor) -> bool:
-        """Whether he is an account of the namespace, or one of the platform."""
-        who = visitor.identity
-        return who is not None and (who.namespace == visitor.namespace or who.everywhere)
-
     def check(self, visitor: Visitor, resource: Resource) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
         Unavailable before the rules are known."""

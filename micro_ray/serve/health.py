@@ -16,8 +16,8 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from micro_ray.api.visitors import Visitors
-from micro_ray.context import DEFAULT_NAMESPACE
+from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.auth import Resource
 from micro_ray.errors import MicroError
 from micro_ray.router.table import Table
 from micro_ray.serve.descriptors import package_of, service_of
@@ -113,28 +113,27 @@ class Health(grpc.GenericRpcHandler):
             return grpc.unary_stream_rpc_method_handler(self._watch)
         return None
 
-    def of(self, service: str, namespace: str = DEFAULT_NAMESPACE) -> Status:
-        """The status of a service of a namespace, blank: of the door."""
+    def of(self, service: str, visitor: Visitor | None = None) -> Status:
+        """The status of a service as a visitor (default: nobody) may know it, blank: of the
+        door."""
         if self._leaving.is_set():
             return Status.NOT_SERVING
         if not service:
             return Status.SERVING if self._ready() else Status.NOT_SERVING
-        known = self._known(service, namespace)
-        if not known:
+        visitor = visitor or self._visitors.nobody
+        known = self._known(service, visitor.namespace)
+        asked = Resource(name=known, endpoint="Debug.Health")
+        if not known or not self._visitors.allows(visitor, asked):
             return Status.SERVICE_UNKNOWN
-        good = self._table.lookup(namespace, known)
+        good = self._table.lookup(visitor.namespace, known)
         return Status.SERVING if good else Status.NOT_SERVING
 
-    def _namespace(self, context: Any) -> str:
-        """Whose services somebody may ask for. Nobody sees what is there: a door's own health is
-        all that he is told where rules are."""
-        if self._visitors.guard is None:
-            return self._visitors.nobody.namespace
+    def _visitor(self, context: Any) -> Visitor:
+        """Who asks; whose credential is none is nobody here."""
         try:
-            visitor = self._visitors.of(head_of(text_of(context.invocation_metadata())))
+            return self._visitors.of(head_of(text_of(context.invocation_metadata())))
         except MicroError:
-            return ""
-        return visitor.namespace if self._visitors.is_known(visitor) else ""
+            return self._visitors.nobody
 
     def _known(self, service: str, namespace: str) -> str:
         """The service of this name, or that has a handler of this name; blank for none."""
@@ -151,7 +150,7 @@ class Health(grpc.GenericRpcHandler):
         return ""
 
     async def _check(self, body: bytes, context: Any) -> bytes:
-        status = self.of(await _asked(body, context), self._namespace(context))
+        status = self.of(await _asked(body, context), self._visitor(context))
         if status is Status.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         made: bytes = _Response(status=status).SerializeToString()
@@ -159,13 +158,13 @@ class Health(grpc.GenericRpcHandler):
 
     async def _watch(self, body: bytes, context: Any) -> None:
         service, told = await _asked(body, context), None
-        namespace = self._namespace(context)
+        visitor = self._visitor(context)
         leaving = asyncio.ensure_future(self._leaving.wait())
         try:
             while True:
                 changed = asyncio.ensure_future(self._table.changed())
                 try:
-                    status = self.of(service, namespace)
+                    status = self.of(service, visitor)
                     if status is not told:
                         told = status
                         await context.write(_Response(status=status).SerializeToString())

@@ -107,6 +107,7 @@ def main() -> None:
     with server(open=False) as up:
         shown = "".join(up.lines).replace(f":{up.port}", ":8080")
         shown = shown.replace(f":{up.serve_port}", ":8000")
+        shown = shown.replace(f":{up.proxy_port}", ":8081")
         shown = re.sub(r"shown this once: \S+", "shown this once: ygha6HdDI8...", shown)
         outputs = [
             shown if step.command == START else _tidy(run(step.command, up), up)

@@ -15,7 +15,7 @@ from tests.journeys.readme import README, START, run, same, steps
 @pytest.mark.timeout(300)
 def test_the_sessions_print_what_they_say() -> None:
     """Every command of the README in its order, on a platform that nobody has used before."""
-    with stack.server() as server:
+    with stack.server(open=False) as server:
         _run_all(server)
 
 

@@ -32,8 +32,10 @@ class Place:
 
     def account(self, id: str = "jane", namespace: str = "acme", *scopes: str) -> Identity:
         now = self.clock.now
-        return Identity(id=id, namespace=namespace, scopes=scopes, token=f"{id}-{namespace}", issued=now,
-                        expires=now + 900)  # fmt: skip
+        return Identity(
+            id=id, namespace=namespace, scopes=scopes, token=f"{id}-{namespace}", issued=now,
+            expires=now + 900,
+        )  # fmt: skip
 
     def replica(self, namespace: str = "acme", life: float = 3600) -> Passes:
         issuer = Issuer(KEY, "micro", "micro", life, self.clock)
