@@ -129,6 +129,7 @@ async def test_streams_of_one_connection_are_bounded() -> None:
     """What is beyond waits at the client until another has ended."""
     probe = Probe()
     async with opened(services.echo(probe), settings=replace(SETTINGS, max_streams=2)) as door:
+        await check(door.channel)  # the client knows the bound of the connection then
         calls = [door.channel.unary_unary("/echo.Echo/Hang")(HANG) for _ in range(3)]
         waiting = [asyncio.ensure_future(call) for call in calls]
         await eventually(lambda: probe.begun["h"] == 2)
