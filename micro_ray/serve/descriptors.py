@@ -31,6 +31,7 @@ from micro_ray.serve.message_types import PLAIN, Top, named
 
 __all__ = ["Description", "Method", "describe", "package_of", "service_of"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """The messages of an endpoint. ``absent`` are, per message by its full name, the properties
