@@ -20,6 +20,9 @@ PROBED = 10_000
 #: Milliseconds that a connection takes new calls (give or take a tenth): clients that keep theirs
 #: for ever would leave the replicas that came later with nothing to do. What is under way goes on.
 MAX_AGE = 30 * 60_000
+#: Calls of every kind that may be open, in ``max_in_flight``: also those whose message has not come
+#: and those that ask the door itself.
+ALL = 2
 
 
 class GrpcListener:
@@ -36,6 +39,7 @@ class GrpcListener:
         self._leaving = leaving
         self._server = grpc.aio.server(
             handlers=tuple(handlers),
+            maximum_concurrent_rpcs=ALL * settings.max_in_flight,
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", settings.max_message),

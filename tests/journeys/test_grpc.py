@@ -159,7 +159,7 @@ async def test_how_calls_end(door: Any) -> None:
     )
     assert about["metadata"]["x-mine"] == "1"
     assert about["metadata"]["micro-admitted"] == "1"
-    assert 0 < about["left"] <= 9.1
+    assert 0 < about["left"] < 9.1  # gRPC rounds a time-out up
 
 
 def replicas(server: Server) -> dict[int, int]:

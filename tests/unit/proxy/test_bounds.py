@@ -20,12 +20,13 @@ from micro_ray.limits.gate import ADMITTED, Gate
 from micro_ray.limits.pressure import Pressure
 from micro_ray.limits.rules import Rules
 from micro_ray.serve.grpc_listener import GrpcListener
+from micro_ray.serve.health import question
 from micro_ray.serve.statuses import DETAILS
-from tests.fixtures.wait import eventually
+from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.api import services
 from tests.unit.api.services import Probe
 from tests.unit.proxy.door import SETTINGS, Opened, opened
-from tests.unit.proxy.test_health import check
+from tests.unit.proxy.test_health import WATCH, check
 from tests.unit.proxy.test_proxy import failed, unary
 
 pytestmark = pytest.mark.timeout(60)
@@ -110,6 +111,28 @@ async def test_calls_under_way_are_bounded() -> None:
         await unary(door.channel, "/echo.Echo/Call", {})
 
 
+async def test_calls_that_only_the_door_knows_are_bounded_too() -> None:
+    """Those that ask the door itself, and those whose message does not come."""
+    async with opened(services.echo(Probe()), settings=replace(SETTINGS, max_in_flight=2)) as door:
+        watches = [door.channel.unary_stream(WATCH)(question()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        silent = [door.channel.stream_stream("/echo.Echo/Call")() for _ in range(2)]
+        for call in silent:
+            await call.wait_for_connection()
+
+        error = await refused(door.channel)
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert DETAILS not in dict(error.trailing_metadata() or ())  # it is grpc's own
+        for call in (*watches, *silent):
+            call.cancel()
+
+        async def good() -> bool:
+            return bool(await unary(door.channel, "/echo.Echo/Call", {}))
+
+        await eventually(good, within=PROMPT)
+
+
 async def test_shedding_before_memory_goes() -> None:
     used = [0.5]
     pressure = Pressure(0.9, look=lambda: used[0], clock=iter(range(10**6)).__next__)
@@ -129,6 +152,7 @@ async def test_streams_of_one_connection_are_bounded() -> None:
     """What is beyond waits at the client until another has ended."""
     probe = Probe()
     async with opened(services.echo(probe), settings=replace(SETTINGS, max_streams=2)) as door:
+        await check(door.channel)  # the client knows the bound of the connection then
         calls = [door.channel.unary_unary("/echo.Echo/Hang")(HANG) for _ in range(3)]
         waiting = [asyncio.ensure_future(call) for call in calls]
         await eventually(lambda: probe.begun["h"] == 2)

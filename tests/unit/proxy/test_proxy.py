@@ -65,7 +65,7 @@ async def test_metadata_and_deadline(channel: Any) -> None:
     assert seen["namespace"] == "micro"
     assert "authorization" not in seen["metadata"]  # it is for auth alone
     assert seen["metadata"]["x-mine"] == "1"
-    assert 0 < seen["remaining"] <= 7
+    assert 0 < seen["remaining"] < 7.1  # gRPC rounds a time-out up
 
 
 @pytest.mark.parametrize(("host", "source"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1")])
