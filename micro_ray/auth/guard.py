@@ -34,6 +34,8 @@ class Guard:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.revision = -1
+        #: What is known, in a word for who is followed next.
+        self.mark = ""
         #: Whether what is known may be old.
         self.stale = True
         self._issuer = issuer
@@ -72,7 +74,8 @@ class Guard:
         for revoked in update.revoked:
             self._revoke(revoked)
         self.revision = update.revision
-        self.stale = update.stale or (self.stale and not update.full)
+        self.mark = update.mark
+        self.stale = update.stale or (self.stale and not (update.full or update.resumed))
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)

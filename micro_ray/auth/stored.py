@@ -323,7 +323,9 @@ class StoredAuth(Auth):
         await self._ring.rotate(giver)
         return await self._ring.keys()
 
-    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+    async def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
         self._open(namespace or DEFAULT)
         whom = self._feed.verify(by) if isinstance(by, str) else by
         if whom is None:
@@ -331,7 +333,7 @@ class StoredAuth(Auth):
         if not self._feed.live:
             await self._ring.keys()  # made at first use, so that a guard never waits for a login
         space = checks.followed(whom, namespace)
-        async with aclosing(self._feed.follow(space)) as updates:  # type: ignore[type-var]
+        async with aclosing(self._feed.follow(space, mark)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 yield update
 

@@ -19,9 +19,9 @@ NAME = "authcache"
 def endpoints(cache: Cache) -> Endpoints:
     """Service ``authcache``: what guards follow, and how it stands."""
 
-    async def follow(namespace: str | None = None) -> AsyncIterator[Update]:
+    async def follow(namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
         """Keys, rules and revocations, then what changes; large ones in parts."""
-        async with closing(cache.follow(namespace, by=bearer())) as updates:
+        async with closing(cache.follow(namespace, mark=mark, by=bearer())) as updates:
             async for update in updates:
                 for part in split(update):
                     yield part

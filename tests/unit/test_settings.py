@@ -332,7 +332,8 @@ def test_a_misspelt_variable_of_a_section(variable: str, hint: str) -> None:
 @pytest.mark.parametrize(
     "variable",
     ["MICRO_REGISTRY", "MICRO_ROUTER", "MICRO_AUTHS", "MICRO_INSTANCE", "MICRO_SERVICE_NAME",
-     "MICRO_LIFE", "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot", "XMICRO_API_"],
+     "MICRO_LIFE", "MICRO_SERVICE_VERSION", "MICRO_GREETING", "_MICRO_COMPLETE", "micro_api_prot",
+     "XMICRO_API_"],
 )  # fmt: skip
 def test_variables_of_others_are_left_alone(variable: str) -> None:
     assert load({variable: "x"}) == load({})
