@@ -390,7 +390,8 @@ class Auth(abc.ABC):
     @abc.abstractmethod
     async def rotate(self, *, by: Caller) -> list[Key]:
         """Sign with the next key from now on, and publish another next one. For who administers
-        ``micro``."""
+        ``micro``. Raises Conflict while the next has not been published for long enough to be known
+        to all."""
 
     # -- following, and what was done ------------------------------------------------------------
 
