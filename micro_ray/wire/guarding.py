@@ -230,6 +230,7 @@ class Informer:
     async def _hold(self, line: Line, *, cache: bool) -> Line | None:
         """Follow a line until it ends, or another is better: that one, then. Closes it."""
         self._line = line
+        self._guard.aside = False
         tasks = [asyncio.create_task(self._read(line))]
         if not cache and self._caches:
             tasks.append(asyncio.create_task(self._return()))
@@ -266,6 +267,8 @@ class Informer:
             self._behind = now if self._behind is None else self._behind
             if now - self._behind < BEHIND:
                 return False
+        if self._guard.aside and not update.full and not update.stale:
+            return False  # it is back, and may go on from the mark
         self._guard.apply(update)
         if update.stale:
             self._stale += 1
@@ -309,6 +312,7 @@ class Informer:
             told.append(update)
             whole = whole or update.full or update.resumed
             if whole and update.revision >= self._guard.revision:
+                self._guard.aside = False
                 for update in told:
                     self._guard.apply(update)
                 self._line = line

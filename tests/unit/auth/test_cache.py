@@ -400,6 +400,8 @@ async def test_what_an_old_snapshot_says_does_not_undo() -> None:
     assert not guard.decide(jane, hello, "acme").allowed
     assert guard._tokens == {"t": 2.0**40}
     assert (guard.revision, guard.stale) == (11, True)
+    guard.apply(Update(revision=12, rules=(("acme", opened),), mark="m", resumed=True))
+    assert (guard.revision, guard.stale, guard.mark) == (11, True, ""), "since what it did not take"
     guard.apply(Update(revision=12, full=True, keys=(KEY,), rules=(("acme", opened),)))
     assert guard.decide(jane, hello, "acme").allowed
     assert guard._tokens == {"t": 2.0**40}

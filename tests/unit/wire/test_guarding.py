@@ -228,6 +228,23 @@ async def test_a_stale_one_is_left_for_another(folder: Path) -> None:
         assert stale.fanout.followers == 1
 
 
+async def test_what_was_deleted_while_an_old_one_was_followed_is_gone(folder: Path) -> None:
+    """What has changed since what it knew, and the guard did not take, is not all."""
+    teller, guard = Teller(folder / "authcache-0.sock"), Guard()
+    teller.fanout.take(full(5, "a", "x"))
+    async with teller.place, Informer(WireDialer(), [teller.place.address], guard) as informer:
+        await asyncio.wait_for(informer.ready.wait(), PROMPT)
+        await teller.place.close()
+        teller.fanout = Fanout()
+        teller.fanout.take(full(4, "a", stale=True))
+        await teller.place.open()
+        await eventually(lambda: guard.aside, within=PROMPT)
+        assert rules(guard) == ["a", "x"]
+        teller.fanout.take(full(6, "a", "b"))
+        await eventually(lambda: not guard.stale, within=PROMPT)
+        assert rules(guard) == ["a", "b"]
+
+
 async def test_a_large_snapshot_comes_whole(folder: Path) -> None:
     async with stage(folder) as here, here.cache_at:
         many = tuple(("acme", Rule(id=f"r{n:04}", scope="s" * 100)) for n in range(9000))
