@@ -94,6 +94,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "config.max_keys": (1, 20_000),
     "config.max_depth": (1, 32),
     "config.history": (1, 100_000),
+    "auth.publish": (0, 3_600),
+    "auth.password_memory": (8, 2**20),
+    "auth.password_passes": (1, 100),
     "limits.rate": (0, 1_000_000),
     "limits.burst": (0, 10_000_000),
     "limits.concurrency": (0, 1_000_000),
@@ -275,8 +278,10 @@ class Auth:
     ``access_ttl`` seconds, those of processes ``process_ttl``, and a session that is not used
     ``refresh_ttl``. Keys that sign are replaced after ``key_ttl``; ``key_file`` holds the keys that
     they are sealed with (blank: ``<state>/auth.keys``). After ``attempts`` failed logins an account
-    waits, longer each time. ``mode`` "off" lets everybody do everything, and keeps the doors to
-    this machine."""
+    waits, longer each time. A key signs once it has been published for ``publish`` seconds.
+    ``password_memory`` (KiB) and ``password_passes`` are what hashing a secret costs; what was
+    hashed at another cost is hashed anew at the next login. ``mode`` "off" lets everybody do
+    everything, and keeps the doors to this machine."""
 
     mode: str = "on"
     issuer: str = "micro"
@@ -287,6 +292,9 @@ class Auth:
     key_ttl: float = 90 * 86_400.0
     key_file: Path = Path()
     attempts: int = 5
+    publish: float = 10.0
+    password_memory: int = 19_456
+    password_passes: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

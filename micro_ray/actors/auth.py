@@ -123,9 +123,11 @@ class AuthActor(Member):
         return await self.backend.rotate(by=token_of(by))
 
     @streamed()
-    def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+    def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
         """A stream, for ever: end it with ``ray.cancel``."""
-        return self.backend.follow(namespace, by=token_of(by))
+        return self.backend.follow(namespace, mark=mark, by=token_of(by))
 
     async def ensure_admin(self, id: str = "admin") -> str:
         return await self.backend.ensure_admin(id)

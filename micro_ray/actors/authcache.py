@@ -52,14 +52,16 @@ class AuthCacheActor(Member):
         opened = self._network.open("auth", "Auth.Follow", content=MSGPACK, metadata=metadata)
         async with await opened as stream:
             line = Line(stream)
-            await line.ask(None)
+            await line.ask({})
             while (update := await line.receive()) is not None:
                 yield update
 
     @streamed()
-    def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+    def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
         """A stream, for ever: end it with ``ray.cancel``."""
-        return self.backend.follow(namespace, by=token_of(by))
+        return self.backend.follow(namespace, mark=mark, by=token_of(by))
 
     async def status(self) -> Status:
         return await self.backend.status()

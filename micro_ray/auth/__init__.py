@@ -215,7 +215,11 @@ class Update:
     update before. ``rules`` were made or changed, ``gone`` are (namespace, id) of those that are no
     more; ``keys`` are all keys, or None for no change. ``stale`` says that the source is out of
     reach: what is known may be old, until everything comes again; one that is ``full`` too is what
-    its sender knew last. ``more``: it is a part, and the rest comes with the next."""
+    its sender knew last. ``more``: it is a part, and the rest comes with the next.
+
+    ``mark`` is a word for all that is known after it: who says it when he follows again is told
+    what has changed since, if that is still known, and then ``resumed``: he has everything.
+    """
 
     revision: int
     full: bool = False
@@ -225,6 +229,8 @@ class Update:
     gone: tuple[tuple[str, str], ...] = ()
     revoked: tuple[Revocation, ...] = ()
     more: bool = False
+    mark: str = ""
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,15 +402,19 @@ class Auth(abc.ABC):
     @abc.abstractmethod
     async def rotate(self, *, by: Caller) -> list[Key]:
         """Sign with the next key from now on, and publish another next one. For who administers
-        ``micro``."""
+        ``micro``. Raises Conflict while the next has not been published for long enough to be known
+        to all."""
 
     # -- following, and what was done ------------------------------------------------------------
 
     @abc.abstractmethod
-    def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
-        """Everything, then what changes, for ever; everything again after a gap. Of a namespace
-        other than ``micro``: its rules, all keys, all revocations. For services of ``micro`` and
-        who administers it; a service of another namespace gets what is of its own."""
+    def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
+        """Everything, or what has changed since a ``mark`` of an update, then what changes, for
+        ever; everything again after a gap. Of a namespace other than ``micro``: its rules, all
+        keys, all revocations. For services of ``micro`` and who administers it; a service of
+        another namespace gets what is of its own."""
 
     @abc.abstractmethod
     async def ensure_admin(self, id: str = "admin") -> str:

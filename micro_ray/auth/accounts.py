@@ -132,6 +132,8 @@ class Accounts:
     ) -> str:
         """``old`` is None when it need not be proved."""
         row, version = await self.find(id, namespace)
+        if old is None:
+            _no_more_than(by, row.account)
         if old is not None and not (await self._passwords.proves(old, row.hash))[0]:
             raise Unauthorized("auth", "the old secret is not correct")
         secret = checks.secret_of(new) if new else new_secret()
@@ -141,6 +143,7 @@ class Accounts:
 
     async def enable(self, id: str, enabled: bool, namespace: str, by: Identity) -> Account:
         row, version = await self.find(id, namespace)
+        _no_more_than(by, row.account)
         if (by.namespace, by.id) == (namespace, row.account.id):
             raise BadRequest("auth", "one's own account cannot be enabled or disabled")
         if not enabled:
@@ -157,6 +160,7 @@ class Accounts:
     async def delete(self, id: str, namespace: str, by: Identity) -> None:
         row, version = await self.find(id, namespace)
         account = row.account
+        _no_more_than(by, account)
         if (by.namespace, by.id) == (namespace, account.id):
             raise BadRequest("auth", "Can't delete your own account")
         await self._not_the_last(account)
@@ -228,6 +232,11 @@ class Accounts:
             if account.enabled and _is_admin(account):
                 return True
         return False
+
+
+def _no_more_than(by: Identity, account: Account) -> None:
+    """Who administers a namespace does not come into possession of what he does not hold."""
+    checks.grants(by, account.kind, account.scopes)
 
 
 def _is_admin(account: Account) -> bool:

@@ -84,14 +84,16 @@ class Cache:
         if self._keeper is not None:
             await self._keeper.close()
 
-    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+    async def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
         """As :meth:`micro_ray.auth.Auth.follow`, for the same. Raises Unauthorized for a token that
         is none, Forbidden for who may not, Unavailable for a token while nothing is known, and at
         the end."""
         checks.namespace_of(namespace or DEFAULT)
         whom = self._guard.verify(by) if isinstance(by, str) else by
         space = checks.followed(whom, namespace)
-        async with aclosing(self._fanout.follow(space)) as updates:  # type: ignore[type-var]
+        async with aclosing(self._fanout.follow(space, mark)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 yield update
 

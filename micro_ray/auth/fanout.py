@@ -31,6 +31,8 @@ class Fanout:
         self.followers = 0
         #: How often everything has come, and the updates since; in the first life nothing has.
         self._life = 0
+        #: What was known when this life began, and how many updates there had been.
+        self._base = "", 0
         self._tail: deque[Update] = deque(maxlen=KEPT)
         self._number = 0
         self._everything: dict[str | None, Update] = {}
@@ -44,16 +46,23 @@ class Fanout:
 
     def take(self, update: Update) -> None:
         """What the source says."""
-        if update.full:
+        if update.full and self._life and not update.stale:
+            change = self.known.change(update)  # many follow: they need not have all of it again
+            self.known.apply(update)
+            self.stale = False
+            self._tell(change)
+        elif update.full:
             self.known.apply(update)
             self.stale = update.stale
             self._life += 1
+            self._base = update.mark, self._number
             self._tail.clear()
             self._wake()
         elif update.stale:
             self.lost()
         else:
             self.known.apply(update)
+            self.stale = self.stale and not update.resumed
             self._tell(update)
 
     def lost(self) -> None:
@@ -90,12 +99,28 @@ class Fanout:
                 self._everything[namespace] = update
         return update
 
-    async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
-        """Everything, then what changes; of the rules those of a namespace, unless it is None or
-        the platform's. Raises Unavailable when this is closed."""
+    def _since(self, mark: str) -> tuple[int, int]:
+        """The life and the number of the update after which ``mark`` is what was known; 0 for one
+        that is not remembered."""
+        if not mark or not self._life:
+            return 0, 0
+        if mark == self.known.mark:
+            return self._life, self._number
+        for back, update in enumerate(reversed(self._tail)):
+            if update.mark == mark:
+                return self._life, self._number - back
+        base, begun = self._base
+        if mark == base and self._number - begun <= len(self._tail):
+            return self._life, begun
+        return 0, 0
+
+    async def follow(self, namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
+        """Everything, or what has changed since ``mark``, then what changes; of the rules those of
+        a namespace, unless it is None or the platform's. Raises Unavailable when this is closed."""
         namespace = wide(namespace)
         self.followers += 1
-        life, seen, told = 0, 0, False
+        life, seen = self._since(mark)
+        resuming, told = life > 0, False
         try:
             while not self._closed:
                 changed = self._changed
@@ -106,7 +131,7 @@ class Fanout:
                         yield Update(revision=-1, stale=True)
                         continue
                 elif life != self._life or behind > len(self._tail):
-                    life, seen = self._life, self._number
+                    life, seen, resuming = self._life, self._number, False
                     yield self._all(namespace)
                     continue
                 elif behind:
@@ -114,6 +139,15 @@ class Fanout:
                     seen = self._number
                     for update in fresh:
                         yield narrowed(update, namespace)
+                    continue
+                elif resuming:
+                    resuming = False
+                    yield Update(
+                        revision=self.known.revision,
+                        stale=self.stale,
+                        mark=self.known.mark,
+                        resumed=True,
+                    )
                     continue
                 await changed.wait()
             raise Unavailable("auth", "auth is closed")

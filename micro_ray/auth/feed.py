@@ -9,11 +9,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from micro_ray.auth import Identity, Key, Revocation, Rule, Update
 from micro_ray.auth.fanout import Fanout
 from micro_ray.auth.guard import Guard
-from micro_ray.auth.records import KEYS, REVOKED, RULE, SHARED, Records, Ring, parted
+from micro_ray.auth.mark import Marks
+from micro_ray.auth.records import KEYS, REVOKED, RULE, SHARED, Records, Ring, encoded, parted
 from micro_ray.errors import Conflict, InternalError, MicroError
 from micro_ray.store import Action, Change
 
@@ -37,6 +39,7 @@ class Feed:
         self._records = records
         self._guard = guard
         self._fanout = Fanout(clock)
+        self._marks = Marks()
         self._task: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
 
@@ -50,16 +53,15 @@ class Feed:
         that may be old. Raises Unauthorized."""
         return self._guard.verify(token) if self.live else None
 
-    async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
-        """Everything, then what changes; of the rules those of a namespace, unless it is None or
-        the platform's. Raises Unavailable when this is closed."""
+    async def follow(self, namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
+        """As :meth:`Fanout.follow`."""
         if self._end is not None:
             self._end.cancel()
             self._end = None
         if self._task is None or self._task.done():
             self._fanout.forget()  # what was known when the last one left is old
             self._task = asyncio.create_task(self._run(), name="auth-feed")
-        updates = self._fanout.follow(namespace)
+        updates = self._fanout.follow(namespace, mark)
         try:
             async with aclosing(updates):  # type: ignore[type-var]
                 async for update in updates:
@@ -117,38 +119,58 @@ class Feed:
     async def _load(self, revision: int) -> Update:
         rules: list[tuple[str, Rule]] = []
         revoked: list[Revocation] = []
-        keys: tuple[Key, ...] = ()
+        ring = Ring()
+        marks = Marks()
         async for record in self._records.every(SHARED):
             if record.key == KEYS:
-                keys = _public(self._records.decode(record, Ring))
-            elif record.key.startswith(RULE):
+                ring = self._records.decode(record, Ring)
+                continue
+            marks.put(record.key, record.value)
+            if record.key.startswith(RULE):
                 space, _ = parted(record.key.removeprefix(RULE))
                 rules.append((space, self._records.decode(record, Rule)))
             elif record.key.startswith(REVOKED):
                 revoked.append(self._records.decode(record, Revocation))
+        marks.key(encoded(ring))
+        self._marks = marks
         return Update(
-            revision=revision, full=True, keys=keys, rules=tuple(rules), revoked=tuple(revoked)
+            revision=revision,
+            full=True,
+            keys=_public(ring),
+            rules=tuple(rules),
+            revoked=tuple(revoked),
+            mark=marks.mark,
         )
 
     async def _update(self, change: Change) -> Update:
         """What a change of the store says to followers; it may say what a later one says again."""
         key, revision = change.key, change.revision
+        update, value = Update(revision=revision), b""
         if key == KEYS:
-            ring = await self._records.get(SHARED, KEYS, Ring)
-            return Update(revision=revision, keys=_public(ring[0]) if ring else ())
+            found = await self._records.get(SHARED, KEYS, Ring)
+            ring = found[0] if found else Ring()
+            self._marks.key(encoded(ring))
+            return Update(revision=revision, keys=_public(ring), mark=self._marks.mark)
         if key.startswith(RULE):
             place = parted(key.removeprefix(RULE))
             rule = await self._records.get(SHARED, key, Rule)
             if rule is None:
-                return Update(revision=revision, gone=(place,))
-            return Update(revision=revision, rules=((place[0], rule[0]),))
-        if key.startswith(REVOKED) and change.action is Action.PUT:
-            revoked = await self._records.get(SHARED, key, Revocation)
+                update = replace(update, gone=(place,))
+            else:
+                update, value = replace(update, rules=((place[0], rule[0]),)), encoded(rule[0])
+        elif key.startswith(REVOKED):
+            revoked = None  # its time is over
+            if change.action is Action.PUT:
+                revoked = await self._records.get(SHARED, key, Revocation)
             if revoked is not None:
-                return Update(revision=revision, revoked=(revoked[0],))
-        elif not key.startswith(REVOKED):
+                update, value = replace(update, revoked=(revoked[0],)), encoded(revoked[0])
+        else:
             raise InternalError("auth", f"there is a record {key!r} that nobody knows")
-        return Update(revision=revision)  # a revocation whose time is over
+        if value:
+            self._marks.put(key, value)
+        else:
+            self._marks.remove(key)
+        return replace(update, mark=self._marks.mark)
 
 
 def _public(ring: Ring) -> tuple[Key, ...]:

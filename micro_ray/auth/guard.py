@@ -36,6 +36,11 @@ class Guard:
         platform: str = "",
     ) -> None:
         self.revision = -1
+        #: What is known, in a word for who is followed next.
+        self.mark = ""
+        #: Whether who is followed has begun with less than is known, so that only everything, or
+        #: another who goes on from the mark, is of use.
+        self.aside = False
         #: Whether what is known may be old.
         self.stale = True
         self._issuer = issuer
@@ -60,10 +65,14 @@ class Guard:
         source, and who may know less than is known here, only that which never goes back."""
         if update.stale:
             self.stale = True
-            if not update.full or update.revision < self.revision:
-                for revoked in update.revoked:
-                    self._revoke(revoked)
+            self.aside = self.aside or (update.full and update.revision < self.revision)
+            if not update.full or self.aside:
+                self._only_revoke(update)
                 return
+        if self.aside and not update.full:
+            self._only_revoke(update)  # it is what has changed since what was not taken
+            return
+        self.aside = False
         if update.full:
             self._rules, self._ready = {}, True
         if update.keys is not None:
@@ -77,7 +86,12 @@ class Guard:
         for revoked in update.revoked:
             self._revoke(revoked)
         self.revision = update.revision
-        self.stale = update.stale or (self.stale and not update.full)
+        self.mark = update.mark
+        self.stale = update.stale or (self.stale and not (update.full or update.resumed))
+
+    def _only_revoke(self, update: Update) -> None:
+        for revoked in update.revoked:
+            self._revoke(revoked)
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)

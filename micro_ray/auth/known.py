@@ -31,6 +31,7 @@ class Known:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.revision = -1
+        self.mark = ""
         self.keys: tuple[Key, ...] = ()
         self.rules: dict[tuple[str, str], Rule] = {}
         self.revoked: dict[tuple[str, str], Revocation] = {}
@@ -51,6 +52,7 @@ class Known:
         if len(self.revoked) > self._prune_at:
             self._prune()
         self.revision = update.revision
+        self.mark = update.mark
 
     def _revoke(self, revoked: Revocation) -> None:
         place = revoked.token, revoked.account
@@ -82,6 +84,24 @@ class Known:
                 if namespace is None or space == namespace
             ),
             revoked=tuple(self.revoked.values()),
+            mark=self.mark,
+        )
+
+    def change(self, full: Update) -> Update:
+        """What an update with everything says that is not known: after it nothing is missing."""
+        rules = {(space, rule.id): rule for space, rule in full.rules}
+        return Update(
+            revision=full.revision,
+            keys=None if full.keys == self.keys else full.keys,
+            rules=tuple(
+                (place[0], rule) for place, rule in rules.items() if self.rules.get(place) != rule
+            ),
+            gone=tuple(place for place in self.rules if place not in rules),
+            revoked=tuple(
+                one for one in full.revoked if self.revoked.get((one.token, one.account)) != one
+            ),
+            mark=full.mark,
+            resumed=True,
         )
 
 

@@ -7,6 +7,7 @@ Private halves are sealed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,12 +72,23 @@ class KeyRing:
 
     async def rotate(self, by: Identity | None, due: str = "") -> Ring:
         """The next key signs from now on, and there is another next. With ``due`` only if that one
-        is still active."""
+        is still active. A next one that was not published for long enough does not sign: Conflict
+        says how long to wait."""
         for _ in range(ATTEMPTS):
             ring, version = await self._ring()
             if due and _of(ring, "active").key.id != due:
                 return ring
             now = self._clock()
+            left = _of(ring, "next").key.created + self._settings.publish - now
+            if left > 0:
+                if due:
+                    return ring  # the one that is due signs on until then
+                raise Conflict(
+                    "auth",
+                    f"the next key was published only just, and guards may lack it: wait "
+                    f"{math.ceil(left)} s",
+                    left,
+                )
             longest = max(self._settings.access_ttl, self._settings.process_ttl)
             until = now + longest + 2 * LEEWAY
             kept = []

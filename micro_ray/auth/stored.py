@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -32,6 +33,7 @@ from micro_ray.auth.feed import Feed
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passwords import Passwords
 from micro_ray.auth.records import AUDIT, RULE, SHARED, Records, encoded
+from micro_ray.auth.refusals import Refusals, refusing
 from micro_ray.auth.ring import KeyRing
 from micro_ray.auth.rules import DEFAULTS, Rules, loose
 from micro_ray.auth.sessions import Sessions, checked_secret
@@ -39,6 +41,7 @@ from micro_ray.errors import (
     BadRequest,
     Conflict,
     Forbidden,
+    MicroError,
     NotFound,
     TooManyRequests,
     Unavailable,
@@ -69,13 +72,16 @@ class StoredAuth(Auth):
     ) -> None:
         settings = settings or Settings()
         self._clock = clock
-        self._passwords = passwords or Passwords()
+        self._passwords = passwords or Passwords(
+            memory=settings.password_memory, passes=settings.password_passes
+        )
         self._records = Records(store, space, clock)
         self._ring = KeyRing(self._records, sealing, settings, clock)
         self._accounts = Accounts(self._records, self._passwords, settings, clock)
         self._sessions = Sessions(self._records, self._accounts, self._ring, settings, clock)
         guard = Guard(settings.issuer, settings.audience, clock)
         self._feed = Feed(self._records, guard, clock)
+        self._refusals = Refusals(self._records, clock)
         self._closed = False
 
     async def close(self) -> None:
@@ -92,6 +98,15 @@ class StoredAuth(Auth):
         """Raises Unauthorized for a token that is none."""
         return await self._sessions.inspect(by) if isinstance(by, str) else by
 
+    async def refused(
+        self, action: str, by: Caller, namespace: str, subject: str, error: MicroError
+    ) -> None:
+        """Enter what was refused to somebody who is known; of nobody there is nothing to say."""
+        with contextlib.suppress(MicroError):
+            whom = await self._who(by)
+            if whom is not None:
+                await self._refusals.note(action, whom, namespace, subject, error.detail)
+
     async def _of_platform(self, by: Caller) -> Identity:
         account = checks.somebody(await self._who(by))
         if not account.everywhere:
@@ -100,6 +115,7 @@ class StoredAuth(Auth):
 
     # -- accounts --------------------------------------------------------------------------------
 
+    @refusing("account.create")
     async def generate(
         self,
         id: str,
@@ -140,17 +156,13 @@ class StoredAuth(Auth):
             checks.administers(account, namespace)
         return account
 
+    @refusing("account.delete")
     async def delete(self, id: str, *, namespace: str = DEFAULT, by: Caller) -> None:
         self._open(namespace)
         giver = checks.administers(await self._who(by), namespace)
-        await self._no_more_than(giver, id, namespace)
         await self._accounts.delete(checks.id_of("account", id), namespace, giver)
 
-    async def _no_more_than(self, by: Identity, id: str, namespace: str) -> None:
-        """Who administers a namespace does not come into possession of what he does not hold."""
-        row, _ = await self._accounts.find(checks.id_of("account", id), namespace)
-        checks.grants(by, row.account.kind, row.account.scopes)
-
+    @refusing("account.secret")
     async def change_secret(
         self,
         id: str,
@@ -165,18 +177,17 @@ class StoredAuth(Auth):
         own = (giver.namespace, giver.id) == (namespace, id)
         if own and giver.kind is Kind.SERVICE and not old:
             raise Forbidden("auth", "a process has no secret to change")
-        if not own:
-            await self._no_more_than(giver, id, namespace)
+        checks.id_of("account", id)
         proof = checked_secret(old) if own else None
         return await self._accounts.change_secret(id, proof, new, namespace, giver)
 
+    @refusing("account.enable")
     async def enable(
         self, id: str, enabled: bool, *, namespace: str = DEFAULT, by: Caller
     ) -> Account:
         self._open(namespace)
         giver = checks.administers(await self._who(by), namespace)
-        await self._no_more_than(giver, id, namespace)
-        return await self._accounts.enable(id, enabled, namespace, giver)
+        return await self._accounts.enable(checks.id_of("account", id), enabled, namespace, giver)
 
     # -- tokens ----------------------------------------------------------------------------------
 
@@ -191,6 +202,7 @@ class StoredAuth(Auth):
         self._open()
         return await self._sessions.refresh(token)
 
+    @refusing("token.issue")
     async def issue(
         self,
         id: str,
@@ -210,6 +222,7 @@ class StoredAuth(Auth):
         self._open()
         return await self._sessions.inspect(token)
 
+    @refusing("token.revoke")
     async def revoke(
         self, *, token: str = "", account: str = "", namespace: str = DEFAULT, by: Caller
     ) -> None:
@@ -224,6 +237,7 @@ class StoredAuth(Auth):
 
     # -- rules -----------------------------------------------------------------------------------
 
+    @refusing("rule.create")
     async def create_rule(self, rule: Rule, *, namespace: str = DEFAULT, by: Caller) -> None:
         self._open(namespace)
         checks.rule_of(rule)
@@ -259,6 +273,7 @@ class StoredAuth(Auth):
                 "services, or delete some",
             )
 
+    @refusing("rule.delete")
     async def delete_rule(self, id: str, *, namespace: str = DEFAULT, by: Caller) -> None:
         self._open(namespace)
         giver = checks.administers(await self._who(by), namespace)
@@ -317,13 +332,16 @@ class StoredAuth(Auth):
         self._open()
         return await self._ring.keys()
 
+    @refusing("keys.rotate")
     async def rotate(self, *, by: Caller) -> list[Key]:
         self._open()
         giver = checks.administers(await self._who(by), DEFAULT)
         await self._ring.rotate(giver)
         return await self._ring.keys()
 
-    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
+    async def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
         self._open(namespace or DEFAULT)
         whom = self._feed.verify(by) if isinstance(by, str) else by
         if whom is None:
@@ -331,7 +349,7 @@ class StoredAuth(Auth):
         if not self._feed.live:
             await self._ring.keys()  # made at first use, so that a guard never waits for a login
         space = checks.followed(whom, namespace)
-        async with aclosing(self._feed.follow(space)) as updates:  # type: ignore[type-var]
+        async with aclosing(self._feed.follow(space, mark)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 yield update
 

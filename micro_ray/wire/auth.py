@@ -126,9 +126,9 @@ class _Auth:
         """Sign with the next key from now on."""
         return await self._auth.rotate(by=bearer())
 
-    async def follow(self, namespace: str | None = None) -> AsyncIterator[Update]:
+    async def follow(self, namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
         """Keys, rules and revocations, then what changes; large ones in parts."""
-        async with closing(self._auth.follow(namespace, by=bearer())) as updates:
+        async with closing(self._auth.follow(namespace, mark=mark, by=bearer())) as updates:
             async for update in updates:
                 for part in split(update):
                     yield part
@@ -382,10 +382,12 @@ class RemoteAuth(Auth):
     async def rotate(self, *, by: Caller) -> list[Key]:
         return await self._ask("Auth.Rotate", {}, list[Key], by)
 
-    async def follow(self, namespace: str | None = None, *, by: Caller) -> AsyncIterator[Update]:
-        """Raises what the line raises when it breaks: follow again, everything comes first."""
+    async def follow(
+        self, namespace: str | None = None, *, mark: str = "", by: Caller
+    ) -> AsyncIterator[Update]:
+        """Raises what the line raises when it breaks: follow again."""
         async with await self._caller.open(NAME, "Auth.Follow", metadata=_from(by)) as stream:
-            await stream.send(to_json({} if namespace is None else {"namespace": namespace}))
+            await stream.send(to_json({"namespace": namespace, "mark": mark}))
             await stream.end()
             parts: list[Update] = []
             async for message in stream:

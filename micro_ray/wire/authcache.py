@@ -28,9 +28,9 @@ def endpoints(
     and ``issuer``, credentials for who has proved who he is. They take the platform's key alone, so
     that they are had while auth is away."""
 
-    async def follow(namespace: str | None = None) -> AsyncIterator[Update]:
+    async def follow(namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
         """Keys, rules and revocations, then what changes; large ones in parts."""
-        async with closing(cache.follow(namespace, by=bearer())) as updates:
+        async with closing(cache.follow(namespace, mark=mark, by=bearer())) as updates:
             async for update in updates:
                 for part in split(update):
                     yield part

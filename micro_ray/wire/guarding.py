@@ -9,12 +9,13 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from micro_ray.auth import Update
 from micro_ray.auth.guard import Guard
-from micro_ray.auth.known import Known, join
+from micro_ray.auth.known import join
 from micro_ray.errors import BadGateway, MicroError, NotFound, Timeout, Unavailable
-from micro_ray.network import Call, Dialer, Peer, Stream
+from micro_ray.network import Call, Dialer, Peer, Refused, Stream
 from micro_ray.wire.remote import decode, encode
 from micro_ray.wire.schema import MSGPACK
 
@@ -50,19 +51,25 @@ class Line:
 
     @classmethod
     async def open(
-        cls, dialer: Dialer, address: str, credential: Credential | None, namespace: str | None
+        cls,
+        dialer: Dialer,
+        address: str,
+        credential: Credential | None,
+        namespace: str | None = None,
+        mark: str = "",
     ) -> Line:
         """Follow who listens at an address, a cache or auth. Raises a MicroError when it does not
         begin to tell."""
         metadata = {} if credential is None else credential()
+        request = {"namespace": namespace, "mark": mark}
         names = (CACHE, AUTH) if "authcache" in address else (AUTH, CACHE)
         try:
             async with asyncio.timeout(FIRST):
                 peer = await dialer.dial(address, timeout=DIAL)
                 try:
                     for name in names:
-                        with contextlib.suppress(NotFound):
-                            return await cls._begin(peer, name, metadata, namespace)
+                        with contextlib.suppress(NotFound, Refused):
+                            return await cls._begin(peer, name, metadata, request)
                     raise Unavailable("auth", f"neither auth nor a cache of it is at {address}")
                 except BaseException:
                     await peer.close()
@@ -72,20 +79,20 @@ class Line:
 
     @classmethod
     async def _begin(
-        cls, peer: Peer, endpoint: str, metadata: Mapping[str, str], namespace: str | None
+        cls, peer: Peer, endpoint: str, metadata: Mapping[str, str], request: Mapping[str, Any]
     ) -> Line:
         service = endpoint.partition(".")[0].lower()
         head = Call(service=service, endpoint=endpoint, content=MSGPACK, metadata=metadata)
         line = cls(await peer.open(head), peer)
-        await line.ask(namespace)
+        await line.ask(request)
         first = await line.receive()
         if first is None:
             raise BadGateway("auth", "a follower was told nothing")
         line._first = first
         return line
 
-    async def ask(self, namespace: str | None) -> None:
-        await self._stream.send(encode({} if namespace is None else {"namespace": namespace}))
+    async def ask(self, request: Mapping[str, Any]) -> None:
+        await self._stream.send(encode(request))
         await self._stream.end()
 
     async def receive(self) -> Update | None:
@@ -122,7 +129,7 @@ def members(
         error: MicroError | None = None
         for address in (*addresses[begin:], *addresses[:begin]):
             try:
-                line = await Line.open(dialer, address, credential, None)
+                line = await Line.open(dialer, address, credential)
             except MicroError as raised:
                 error = raised
                 continue
@@ -205,7 +212,8 @@ class Informer:
 
     async def _try(self, address: str) -> Line | None:
         try:
-            line = await Line.open(self._dialer, address, self._credential, self._namespace)
+            mark = self._guard.mark if self._guard.ready else ""
+            line = await Line.open(self._dialer, address, self._credential, self._namespace, mark)
         except MicroError as error:
             log.debug("auth at %s: %s", address, error)
         except Exception:
@@ -222,6 +230,7 @@ class Informer:
     async def _hold(self, line: Line, *, cache: bool) -> Line | None:
         """Follow a line until it ends, or another is better: that one, then. Closes it."""
         self._line = line
+        self._guard.aside = False
         tasks = [asyncio.create_task(self._read(line))]
         if not cache and self._caches:
             tasks.append(asyncio.create_task(self._return()))
@@ -258,6 +267,8 @@ class Informer:
             self._behind = now if self._behind is None else self._behind
             if now - self._behind < BEHIND:
                 return False
+        if self._guard.aside and not update.full and not update.stale:
+            return False  # it is back, and may go on from the mark
         self._guard.apply(update)
         if update.stale:
             self._stale += 1
@@ -295,11 +306,15 @@ class Informer:
                     return
 
     async def _caught_up(self, line: Line) -> bool:
-        known = Known()
+        told: list[Update] = []
+        whole = False
         while (update := await line.receive()) is not None and not update.stale:
-            known.apply(update)
-            if known.revision >= self._guard.revision:
-                self._guard.apply(known.everything())
+            told.append(update)
+            whole = whole or update.full or update.resumed
+            if whole and update.revision >= self._guard.revision:
+                self._guard.aside = False
+                for update in told:
+                    self._guard.apply(update)
                 self._line = line
                 return True
         return False

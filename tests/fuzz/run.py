@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from tests.fuzz.auth import RulesMachine, TokensMachine
 from tests.fuzz.client import ClientMachine
 from tests.fuzz.pair import PairMachine
 from tests.fuzz.server import ServerMachine
@@ -17,6 +18,8 @@ MACHINES: Mapping[str, Any] = {
     "server": ServerMachine,
     "client": ClientMachine,
     "pair": PairMachine,
+    "tokens": TokensMachine,
+    "rules": RulesMachine,
 }
 
 

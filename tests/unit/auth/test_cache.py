@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -54,13 +55,13 @@ class Source:
 class Follower:
     """Collects what it is told."""
 
-    def __init__(self, cache: Cache, namespace: str | None = None) -> None:
+    def __init__(self, cache: Cache, namespace: str | None = None, mark: str = "") -> None:
         self.told: list[Update] = []
         self.guard = Guard()
-        self._task = asyncio.create_task(self._run(cache, namespace))
+        self._task = asyncio.create_task(self._run(cache, namespace, mark))
 
-    async def _run(self, cache: Cache, namespace: str | None) -> None:
-        async with aclosing(cache.follow(namespace, by=ROOT)) as updates:  # type: ignore[type-var]
+    async def _run(self, cache: Cache, namespace: str | None, mark: str) -> None:
+        async with aclosing(cache.follow(namespace, mark=mark, by=ROOT)) as updates:  # type: ignore[type-var]
             async for update in updates:
                 self.told.append(update)
                 self.guard.apply(update)
@@ -117,13 +118,92 @@ async def test_all_holds_while_the_source_is_away() -> None:
             assert (first.full, first.stale, first.keys) == (True, True, (KEY,))
             assert late.guard.ready
             assert late.guard.stale
-            again = Update(revision=12, full=True, keys=(KEY,))
-            source.say(again)
-            assert (await follower.gets(3))[2] == again
+            new = ("acme", Rule(id="b"))
+            source.say(Update(revision=12, full=True, keys=(KEY,), rules=(FULL.rules[0], new)))
+            again = Update(revision=12, rules=(new,), gone=(("micro", "m"),), resumed=True)
+            assert (await follower.gets(3))[2] == again, "what is new of it"
             assert (await late.gets(2))[1] == again
             assert not late.guard.stale
         assert not (await cache.status()).stale
         assert source.asked >= 2
+
+
+def marked(revision: int, mark: str, *rules: str, **more: Any) -> Update:
+    return Update(
+        revision=revision, mark=mark, rules=tuple(("acme", Rule(id=id)) for id in rules), **more
+    )
+
+
+async def test_who_says_what_he_knew_is_told_what_he_missed() -> None:
+    source = Source()
+    source.say(marked(10, "ten", "a", full=True, keys=(KEY,)))
+    async with Cache(source) as cache, Follower(cache) as follower:
+        await follower.gets(1)
+        changes = [marked(11, "eleven", "b"), marked(12, "twelve", "c")]
+        source.say(*changes)
+        await follower.gets(3)
+        assert follower.guard.mark == "twelve"
+        done = Update(revision=12, mark="twelve", resumed=True)
+        for mark, missed in (("ten", changes), ("eleven", changes[1:]), ("twelve", [])):
+            async with Follower(cache, mark=mark) as late:
+                assert await late.gets(len(missed) + 1) == [*missed, done]
+        for mark in ("nine", ""):
+            async with Follower(cache, mark=mark) as late:
+                assert (await late.gets(1))[0].full
+        source.cut()
+        await follower.gets(4)
+        async with Follower(cache, mark="eleven") as late:
+            told = await late.gets(3)
+            assert told[0] == changes[1]
+            assert [update.stale for update in told] == [False, True, True]
+            assert late.guard.stale
+            # Its source goes on where it was, as seen from here.
+            source.say(marked(13, "13", "d", resumed=True))
+            await late.gets(4)
+            assert not late.guard.stale
+        assert not (await cache.status()).stale
+
+
+async def test_what_fell_out_of_memory_is_told_whole() -> None:
+    source = Source()
+    source.say(marked(1, "m1", full=True, keys=(KEY,)))
+    async with Cache(source) as cache:
+        source.say(*(marked(n, f"m{n}", f"r{n}") for n in range(2, KEPT + 3)))
+        await eventually(source.queue.empty, within=PROMPT)
+        for mark, whole in (("m1", True), ("m3", False), (f"m{KEPT + 2}", False)):
+            first = await anext(cache.follow(mark=mark, by=ROOT))
+            assert first.full == whole, mark
+
+
+async def test_marks_are_of_what_there_is(folder: Path) -> None:
+    """Two instances on one store, one of which has come later, say the same word for the same."""
+    clock = Clock()
+    async with MemoryStore() as store, over(store, folder, clock) as one:
+        updates = one.follow(by=ROOT)
+        marks = [(await anext(updates)).mark]
+
+        async def next_mark() -> str:
+            marks.append((await asyncio.wait_for(anext(updates), PROMPT)).mark)
+            async with over(store, folder, clock) as other:
+                assert (await anext(other.follow(by=ROOT))).mark == marks[-1]
+                (resumed,) = [await anext(other.follow(mark=marks[-1], by=ROOT))]
+                assert resumed.resumed
+            return marks[-1]
+
+        await one.create_rule(Rule(id="a"), by=ROOT)
+        await next_mark()
+        await one.revoke(token="0" * 32, by=ROOT)
+        await next_mark()
+        await one.rotate(by=ROOT)
+        await next_mark()
+        await one.create_rule(Rule(id="b"), namespace="acme", by=ROOT)
+        before = await next_mark()
+        await one.create_rule(Rule(id="c"), namespace="acme", by=ROOT)
+        await next_mark()
+        assert len(set(marks)) == len(marks)
+        assert {len(mark) for mark in marks} == {32}
+        await one.delete_rule("c", namespace="acme", by=ROOT)
+        assert await next_mark() == before
 
 
 async def test_who_finds_it_empty_is_told_so() -> None:
@@ -320,6 +400,8 @@ async def test_what_an_old_snapshot_says_does_not_undo() -> None:
     assert not guard.decide(jane, hello, "acme").allowed
     assert guard._tokens == {"t": 2.0**40}
     assert (guard.revision, guard.stale) == (11, True)
+    guard.apply(Update(revision=12, rules=(("acme", opened),), mark="m", resumed=True))
+    assert (guard.revision, guard.stale, guard.mark) == (11, True, ""), "since what it did not take"
     guard.apply(Update(revision=12, full=True, keys=(KEY,), rules=(("acme", opened),)))
     assert guard.decide(jane, hello, "acme").allowed
     assert guard._tokens == {"t": 2.0**40}

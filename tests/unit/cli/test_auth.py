@@ -14,6 +14,7 @@ from micro_ray.auth.passwords import Passwords
 from micro_ray.auth.stored import StoredAuth
 from micro_ray.sdk.testing import Here
 from micro_ray.sealing import KeyFile
+from micro_ray.settings import Auth as Settings
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import auth as face
 from tests.fixtures.terminal import Terminal
@@ -27,6 +28,7 @@ async def password(town: Here, state: Path) -> AsyncIterator[str]:
     async with StoredAuth(
         MemoryStore(),
         KeyFile(state / "auth.keys", "auth"),
+        settings=Settings(publish=0),
         passwords=Passwords(memory=8, passes=1),
     ) as auth:
         secret = await auth.ensure_admin()
