@@ -24,7 +24,8 @@ class Context:
 
     ``deadline`` is on the clock of ``time.monotonic()`` in seconds, None when there is none.
     ``trace`` is a W3C ``traceparent`` value or "". ``metadata`` is what the caller sent along,
-    keys in lower case.
+    keys in lower case. ``peer`` is who is at the other end of the connection: the URI that its
+    certificate says, "unix" for who could open our socket, "" for who has proved nothing.
     """
 
     namespace: str = DEFAULT_NAMESPACE
@@ -35,6 +36,7 @@ class Context:
     trace: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    peer: str = ""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, never below zero; None without a deadline."""

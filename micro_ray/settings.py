@@ -18,7 +18,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -29,6 +29,7 @@ __all__ = [
     "Api",
     "Bootstrap",
     "Broker",
+    "Certs",
     "Config",
     "Events",
     "Limits",
@@ -98,12 +99,16 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "network.retry_budget": (0, 10),
     "network.registry_port": (1, 65_472),
     "network.router_port": (1, 65_472),
+    "network.certs_port": (1, 65_535),
+    "certs.ttl": (60, 30 * 86_400),
+    "certs.ticket_ttl": (10, 3_600),
     "wire.max_frame": (1024, 2**30),
     "wire.max_message": (1024, 2**31),
     "wire.max_header": (1024, 2**16),
     "wire.window": (1024, 2**31 - 1),
     "wire.max_streams": (1, 2**20),
     "wire.keepalive": (0.01, 3_600),
+    "pools.certs": (1, 1),
     "pools.registry": (1, 64),
     "pools.router": (1, 64),
     "pools.network": (1, 64),
@@ -124,6 +129,7 @@ LARGEST = 2**53
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "runtime.driver": ("ray", "process"),
     "ray.auth": ("token", "disabled"),
+    "network.tls": ("auto", "always", "never"),
 }
 
 T = TypeVar("T", "Settings", "Bootstrap")
@@ -276,6 +282,15 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certs:
+    """Certificates of processes live ``ttl`` seconds, and are renewed when a third of that is left;
+    a process that is being started has ``ticket_ttl`` seconds to ask for its first."""
+
+    ttl: float = 3600.0
+    ticket_ttl: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a namespace may ask for that has set no limit of its own in config: ``rate`` in requests
     per second, ``burst`` of them at once (0: a second's), ``concurrency`` under way (0: no limit).
@@ -291,11 +306,14 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
-    ``retry_budget`` is the share of calls that may be tried again.
+    ``retry_budget`` is the share of calls that may be tried again. ``tls`` says where frames over
+    TCP are mutual TLS: "auto" on every address but loopback, "always", or "never". The same for all
+    processes of a platform.
 
     On a Ray of several machines member i of the registry listens on ``registry_port`` + i of its
-    machine, member i of the routers on ``router_port`` + i, so that others can begin there. The
-    server fills in ``registry_addresses`` and ``router_addresses``, member by member.
+    machine, member i of the routers on ``router_port`` + i, certs on ``certs_port``, so that others
+    can begin there. The server fills in ``registry_addresses``, ``router_addresses`` and
+    ``certs_addresses``, member by member.
     """
 
     timeout: float = 30.0
@@ -303,8 +321,11 @@ class Network:
     retry_budget: float = 0.1
     registry_port: int = 7400
     router_port: int = 7500
+    certs_port: int = 7600
+    tls: str = "auto"
     registry_addresses: tuple[str, ...] = ()
     router_addresses: tuple[str, ...] = ()
+    certs_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,9 +343,10 @@ class Wire:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
     """How many actors each platform service has. A registry or a broker in memory is one process,
-    so that pool is one, and so is that of the limits, which all doors borrow from; everything else
-    may be larger."""
+    so that pool is one, and so are those of the limits, which all doors borrow from, and of certs,
+    whose book one process writes; everything else may be larger."""
 
+    certs: int = 1
     registry: int = 1
     router: int = 2
     network: int = 1
@@ -369,7 +391,7 @@ class Settings:
     ``<state>/run``). ``credentials`` is the file of who commands are logged in as (blank:
     ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address``
     is its IP address on which frames listen for other machines (blank: 127.0.0.1, or the node's own
-    on a Ray that was joined; whoever reaches it may call, so let it be a private network's).
+    on a Ray that was joined; let it be a private network's: who may call is known by TLS there).
     ``anchor`` is the pid of the server process, whose end ends what it started (0: none)."""
 
     namespace: str = "micro"
@@ -387,6 +409,7 @@ class Settings:
     events: Events = Events()
     config: Config = Config()
     auth: Auth = Auth()
+    certs: Certs = Certs()
     limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()
@@ -397,9 +420,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a process needs to join: where registries and routers listen, who and where it is (the
-    name of its machine and the IP address on which it listens there), how long it is known without
-    a sign of life, how it calls, and the limits of its frames."""
+    """What a process needs to join: where registries, routers and certs listen, who and where it is
+    (the name of its machine and the IP address on which it listens there), how long it is known
+    without a sign of life, how it calls, and the limits of its frames. ``ticket`` is good for one
+    certificate, at who shows one that ``roots`` (PEM) have signed."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -412,6 +436,9 @@ class Bootstrap:
     ttl: float = 30.0
     network: Network = Network()
     wire: Wire = Wire()
+    certs: tuple[str, ...] = ()
+    ticket: str = field(default="", repr=False)
+    roots: str = field(default="", repr=False)
 
 
 def load(
@@ -526,9 +553,10 @@ def socket_path(run: Path, node: str) -> Path:
 
 
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:
-    """Where the platform is. ``MICRO_REGISTRY``/``MICRO_ROUTER`` (comma lists of addresses, set by
-    the runtime for what it starts) win over the sockets under ``run`` and, for other machines, the
-    addresses of the settings. Raises BadRequest that names the variable for what is no address."""
+    """Where the platform is. ``MICRO_REGISTRY``, ``MICRO_ROUTER`` and ``MICRO_ENROL`` (comma lists
+    of addresses, set by the runtime for what it starts) win over the sockets under ``run`` and, for
+    other machines, the addresses of the settings. Raises BadRequest that names the variable for
+    what is no address."""
     environ = os.environ if environ is None else environ
 
     def addresses(
@@ -558,6 +586,9 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         ttl=settings.registry.ttl,
         network=settings.network,
         wire=settings.wire,
+        certs=addresses("MICRO_ENROL", "certs", pools.certs, network.certs_addresses),
+        ticket=environ.get("MICRO_TICKET", ""),
+        roots=environ.get("MICRO_ROOTS", ""),
     )
 
 
@@ -683,6 +714,7 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_REGISTRY": ",".join(boot.registry),
         "MICRO_REGISTRY_TTL": repr(boot.ttl),
         "MICRO_ROUTER": ",".join(boot.routers),
+        "MICRO_ENROL": ",".join(boot.certs),
         "MICRO_NAMESPACE": boot.namespace,
         "MICRO_HOST": boot.host,
         "MICRO_ADDRESS": boot.address,

@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 
+from micro_ray.actors.identity import identified
 from micro_ray.finding import Examined
 from micro_ray.network import Dialer
 from micro_ray.network.network import Network
@@ -30,6 +31,7 @@ from micro_ray.settings import Bootstrap, Settings, bootstrap, here
 from micro_ray.wire.client import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
+from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.protocol import limits_of as frames
 from micro_ray.wire.router import Follower
@@ -64,10 +66,13 @@ class Member:
         )
         self._stack = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
+        #: What this member is named in the registry, and by its certificate.
+        self.node = f"{self.service}-{os.urandom(8).hex()}"
         # A worker that Ray starts "nice" loses the CPU to every other process under load.
         if settings.ray.address != "local" and os.nice(0) > 0:
             sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
         try:
+            self.identity = await self.identify()
             endpoints = await self.open()
             backend = getattr(self, "backend", None)
             if isinstance(backend, Examined):
@@ -76,6 +81,11 @@ class Member:
         except BaseException:
             await self._stack.aclose()
             raise
+
+    async def identify(self) -> Secured | None:
+        """Get what this member listens and dials with where TCP is TLS; None where it is not."""
+        own = identified(self.settings, self.service, self.node)
+        return await self._stack.enter_async_context(own)
 
     async def open(self) -> Endpoints:
         """Open the backend on ``self._stack`` and give its wire face."""
@@ -86,7 +96,7 @@ class Member:
         return bootstrap(self.settings, {})
 
     def dialer(self) -> Dialer:
-        return WireDialer(limits=limits_of(self.settings))
+        return WireDialer(limits=limits_of(self.settings), identity=self.identity)
 
     async def network(self) -> tuple[Network, Table]:
         """A caller of other services with its own watched table, closed with this member."""
@@ -104,7 +114,9 @@ class Member:
             namespace=self.settings.namespace,
             registry_addresses=self.bootstrap.registry,
             run_dir=self.settings.run,
+            node_id=self.node,
             socket_name=f"{self.service}-{self.index}",
+            identity=self.identity,
             host=self.settings.host,
             address=self.bootstrap.address,
             port=self._port(),
@@ -121,6 +133,8 @@ class Member:
             return network.registry_port + self.index
         if self.service == "router" and network.router_addresses:
             return network.router_port + self.index
+        if self.service == "certs" and network.certs_addresses:
+            return network.certs_port
         return 0
 
     # -- verbs that every member has on its handle -------------------------------------------

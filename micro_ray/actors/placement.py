@@ -37,7 +37,7 @@ def machine_of(
 
 
 def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
-    """The settings with the addresses at which other machines reach registry and routers."""
+    """The settings with the addresses at which other machines reach registry, routers and certs."""
 
     def addresses(service: str, count: int, port: int) -> tuple[str, ...]:
         places = [machine_of(settings, service, index, machines)[0] for index in range(count)]
@@ -54,6 +54,7 @@ def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
             network,
             registry_addresses=addresses("registry", pools.registry, network.registry_port),
             router_addresses=addresses("router", pools.router, network.router_port),
+            certs_addresses=addresses("certs", pools.certs, network.certs_port),
         ),
     )
 
@@ -68,7 +69,8 @@ def _bound(settings: Settings, service: str) -> bool:
     }
     if service in embedded:
         return embedded[service].startswith(("memory:", "sqlite:"))
-    # The runtime has sources, logs and processes of its machine; config the keys of its secrets.
-    return service == "runtime" or (
+    # The runtime has sources, logs and processes of its machine, certs the authority's key; config
+    # the keys of its secrets.
+    return service in ("runtime", "certs") or (
         service == "config" and settings.config.key_file.is_relative_to(settings.state)
     )

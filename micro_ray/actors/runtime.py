@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from micro_ray.actors.identity import admit, needed
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
 from micro_ray.runtime import LogLine, Progress, Status, Workload
@@ -38,11 +39,13 @@ class RuntimeActor(Member):
             namespace=settings.namespace,
             limit=settings.runtime.max_source,
         )
+        admitting = admit if needed(settings) else None
         drivers = {
             "ray": RayDriver(
                 settings.state,
                 self.bootstrap,
                 archive=archives.packed,
+                admit=admitting,
                 log_limit=settings.runtime.log_bytes,
             ),
             "process": ProcessDriver(
@@ -50,6 +53,7 @@ class RuntimeActor(Member):
                 environ=service_environ(self.bootstrap, settings),
                 known=table.has,
                 anchor=settings.anchor,
+                admit=admitting,
                 grace=settings.runtime.drain_timeout,
                 log_limit=settings.runtime.log_bytes,
             ),

@@ -20,10 +20,14 @@ __all__ = ["CHANGEABLE", "RESERVED", "changed", "check", "check_place"]
 CHANGEABLE = (
     "source", "digest", "command", "env", "replicas", "cpu", "gpu", "memory", "metadata",
 )  # fmt: skip
-#: Names of the platform's own services: a workload of such a name would pass for one.
-RESERVED = frozenset({"api", *(item.name for item in fields(Pools))})
+#: Names of the platform's own services, and of those who only call: a workload of such a name would
+#: pass for one.
+RESERVED = frozenset({"api", "client", *(item.name for item in fields(Pools))})
 #: Variables by which a replica is known, which the runtime sets.
-OWN = ("MICRO_INSTANCE", "MICRO_NAMESPACE", "MICRO_SERVICE_NAME", "MICRO_SERVICE_VERSION")
+OWN = (
+    "MICRO_INSTANCE", "MICRO_NAMESPACE", "MICRO_ROOTS", "MICRO_SERVICE_NAME",
+    "MICRO_SERVICE_VERSION", "MICRO_TICKET",
+)  # fmt: skip
 
 MAX_ENV = 200
 MAX_ENV_BYTES = 64 * 2**10

@@ -16,6 +16,8 @@ from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, bootstrap, load
 from micro_ray.wire.client import WireDialer
+from micro_ray.wire.enrolment import OnDemand
+from micro_ray.wire.identity import Identified
 from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
 from micro_ray.wire.schema import Reader, write
@@ -34,11 +36,15 @@ class AsyncClient:
     ``bootstrap`` says where the platform is (default: from the settings). A client speaks for one
     namespace, that of ``bootstrap``. Under a call that is being served the namespace of that call
     takes its place, and its deadline, trace and request id go along. ``table`` is the route table
-    it follows.
+    it follows. ``identity`` is what it dials other machines with (default: that of a client, which
+    it gets on the server's machine when it needs one).
     """
 
-    def __init__(self, bootstrap: Bootstrap | None = None) -> None:
+    def __init__(
+        self, bootstrap: Bootstrap | None = None, *, identity: Identified | None = None
+    ) -> None:
         self._boot = bootstrap
+        self._identity = identity
         self._stack = contextlib.AsyncExitStack()
         self.table = Table()
         self._follower: Follower | None = None
@@ -50,7 +56,11 @@ class AsyncClient:
             raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
         self._boot = boot
-        dialer = WireDialer(limits=limits_of(boot.wire))
+        identity = self._identity
+        if identity is None and boot.network.tls != "never":
+            identity = client = OnDemand(boot)
+            self._stack.push_async_callback(client.close)
+        dialer = WireDialer(limits=limits_of(boot.wire), identity=identity)
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from micro_ray.broker import Broker
+from micro_ray.certs import Credential, Identity
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.sdk.client import AsyncClient
 from micro_ray.sdk.events import ServiceEvents
@@ -22,7 +23,9 @@ from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.tracebacks import own_traceback
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
+from micro_ray.wire.enrolment import Enrolled, covers, enrolled
 from micro_ray.wire.host import Host
+from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import limits_of
 
 if TYPE_CHECKING:
@@ -89,6 +92,7 @@ class Service:
         self._on_start: list[Hook] = []
         self._on_stop: list[Hook] = []
         self._life: _Life | None = None
+        self._shown: Credential | None = None
 
     # -- what an author says ---------------------------------------------------------------------
 
@@ -243,7 +247,9 @@ class Service:
         self.logger.info("serving as %s on %s", life.host.node_id, life.host.addresses[0])
 
     async def _come_up(self, life: _Life, boot: Bootstrap, instance: str) -> None:
-        life.client = await life.stack.enter_async_context(AsyncClient(boot))
+        identity = await self._identity(life.stack, boot, instance)
+        client = AsyncClient(boot, identity=identity)
+        life.client = await life.stack.enter_async_context(client)
         for hook in self._on_start:
             await hook()
         for hook in self._on_stop:
@@ -266,6 +272,7 @@ class Service:
                 ttl=boot.ttl,
                 service_metadata=self.metadata,
                 limits=limits_of(boot.wire),
+                identity=identity,
             )
         )
         try:
@@ -277,6 +284,27 @@ class Service:
                 "start the platform with `micro server`",
             ) from None
         await life.stack.enter_async_context(self.events.running())
+
+    async def _identity(
+        self, stack: contextlib.AsyncExitStack, boot: Bootstrap, node: str
+    ) -> Secured | None:
+        """What proves to other machines who this is, where they are called by TLS."""
+        if not covers(boot.network.tls, boot.address):
+            return None
+        who = Identity(namespace=boot.namespace, service=self.name, node=node)
+        try:
+            own = await stack.enter_async_context(enrolled(boot, who, has=self._shown))
+        except TimeoutError:
+            raise Unavailable(
+                self.name, f"no certs answers at {', '.join(boot.certs)} for an identity"
+            ) from None
+        self._endpoints.check(own.examine)
+        stack.callback(self._keep, own)
+        return own.secured
+
+    def _keep(self, own: Enrolled) -> None:
+        """A ticket is good once: another life in this process goes on with what this one had."""
+        self._shown = own.credential
 
     @contextlib.asynccontextmanager
     async def _limits(self, client: AsyncClient, namespace: str) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ray import serve
 
+from micro_ray.actors.identity import identified
 from micro_ray.actors.member import limits_of
 from micro_ray.api.app import Api, lifespan
 from micro_ray.errors import Unavailable
@@ -51,7 +52,8 @@ class ApiDoor:
 
     async def _open(self, settings: Settings) -> None:
         boot = bootstrap(settings, {})
-        dialer = WireDialer(limits=limits_of(settings))
+        identity = await self._stack.enter_async_context(identified(settings, NAME))
+        dialer = WireDialer(limits=limits_of(settings), identity=identity)
         table = Table()
         follower = await self._stack.enter_async_context(Follower(dialer, boot.routers, table))
         network = Network(table, dialer, host=boot.host, settings=boot.network)

@@ -19,7 +19,7 @@ from micro_ray.network import Broken, Call, Dialer, Peer, Refused, Silent, Strea
 from micro_ray.wire.address import parse
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
-from micro_ray.wire.identity import PeerCertificate, Secured, said, verified
+from micro_ray.wire.identity import Identified, PeerCertificate, said, shown, verified
 from micro_ray.wire.protocol import (
     BARE,
     CONTENT,
@@ -443,10 +443,10 @@ def _head(call: Call) -> tuple[Head, float | None]:
 
 
 class WireDialer(Dialer):
-    """Dials ``unix:`` and ``tcp:`` addresses; the latter by TLS when it has an identity, and then
-    only nodes that prove theirs."""
+    """Dials ``unix:`` and ``tcp:`` addresses; the latter by TLS when it has an identity that covers
+    them, and then only nodes that prove theirs."""
 
-    def __init__(self, *, limits: Limits | None = None, identity: Secured | None = None) -> None:
+    def __init__(self, *, limits: Limits | None = None, identity: Identified | None = None) -> None:
         self._limits = limits or Limits()
         self._identity = identity
 
@@ -466,14 +466,14 @@ class WireDialer(Dialer):
             async with asyncio.timeout(timeout):
                 if where.path:
                     await loop.create_unix_connection(make, where.path)
-                elif self._identity is None:
+                elif self._identity is None or not self._identity.covers(where):
                     await loop.create_connection(make, where.host, where.port)
                 else:
                     transport, made = await loop.create_connection(
                         make,
                         where.host,
                         where.port,
-                        ssl=self._identity.client,
+                        ssl=await shown(self._identity, address),
                         server_hostname="",
                         ssl_handshake_timeout=max(timeout, 0.001),
                         ssl_shutdown_timeout=1.0,

@@ -188,6 +188,7 @@ class Endpoints:
                 trace=metadata.get("traceparent", ""),
                 request_id=metadata.get("x-request-id", ""),
                 metadata=metadata,
+                peer=incoming.proved,
             )
         )
         try:

@@ -12,7 +12,17 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, TooLarge, Unavailable
+from micro_ray.certs import SCHEME, Identity
+from micro_ray.context import current
+from micro_ray.errors import (
+    BadGateway,
+    BadRequest,
+    Cancelled,
+    Forbidden,
+    MicroError,
+    TooLarge,
+    Unavailable,
+)
 from micro_ray.network import Dialer, Stream
 from micro_ray.registry import DEFAULT_TTL, Change, Instance, Registry, Service, Snapshot
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
@@ -53,6 +63,20 @@ class _Face:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
+    def _check(self, namespace: str, node: str, service: str = "") -> None:
+        """Who has proved who he is registers himself and nobody else. Raises Forbidden."""
+        peer = current().peer
+        if not peer.startswith(SCHEME):
+            return
+        who = Identity.parse(peer)
+        if (who.namespace, who.node) != (namespace, node) or service not in ("", who.service):
+            raise Forbidden(
+                "registry",
+                f"{who.node}, which is {who.service} of {who.namespace}, is not the node {node}"
+                + (f" of {service}" if service else "")
+                + f" of {namespace}",
+            )
+
     async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
         """Register a node for as long as this stream lasts; empty messages renew, another
         instance of the same node replaces what was registered."""
@@ -69,6 +93,7 @@ class _Face:
                 if given is not None:
                     if mine is not None and key != (given.namespace, given.node.id):
                         raise BadRequest("registry", f"this stream is of the node {key[1]}")
+                    self._check(given.namespace, given.node.id, given.service)
                     mine, ttl = given, message.ttl
                     key = (mine.namespace, mine.node.id)
                     await self._registry.register(given, ttl=ttl, holder=holder)
@@ -89,14 +114,18 @@ class _Face:
         self, instance: Instance, ttl: float = DEFAULT_TTL, holder: str = ""
     ) -> None:
         """Register a node for ``ttl`` seconds."""
+        self._check(instance.namespace, instance.node.id, instance.service)
         await self._registry.register(instance, ttl=ttl, holder=holder)
 
     async def renew(self, nodes: list[str], namespace: str = "micro") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
+        for node in nodes:
+            self._check(namespace, node)
         return await self._registry.renew(namespace, nodes)
 
     async def deregister(self, node: str, namespace: str = "micro", holder: str = "") -> None:
         """Remove a node; with a holder, only when this was the last who registered it."""
+        self._check(namespace, node)
         await self._registry.deregister(namespace, node, holder=holder)
 
     async def get_service(self, service: str, namespace: str = "micro") -> list[Service]:
@@ -257,7 +286,7 @@ class Attachment:
                     pause = BACKOFF[0]
                     await self._hold(stream)
                 log.info("the registry ended the registration; registering again")
-            except (BadRequest, TooLarge) as error:
+            except (BadRequest, Forbidden, TooLarge) as error:
                 if self.refused is None:
                     log.error("the registry refuses %s: %s", self._instance.node.id, error)
                 self.refused = error

@@ -490,6 +490,6 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
     assert again == Bootstrap(
         registry=boot.registry, routers=boot.routers, namespace="tenant", host="box",
         run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
-        wire=Wire(max_message=32 * 2**20, keepalive=2.5),
+        wire=Wire(max_message=32 * 2**20, keepalive=2.5), certs=boot.certs,
     )  # fmt: skip
     assert load(environ).state == settings.state
