@@ -48,6 +48,8 @@ class Book:
         self._latest: dict[str, Entry] = {}
         self._tickets: dict[str, Entry] = {}
         self._lines = 0
+        #: What ends a line that a kill has left half written.
+        self._begin = ""
 
     def load(self) -> None:
         """Read what an earlier life has left. Raises Unavailable."""
@@ -57,6 +59,7 @@ class Book:
             return
         except (OSError, UnicodeDecodeError) as error:
             raise Unavailable("certs", f"{self._path} cannot be read: {error}") from None
+        self._begin = "" if text.endswith("\n") or not text else "\n"
         for line in text.splitlines():
             self._lines += 1
             try:
@@ -103,7 +106,8 @@ class Book:
     def _append(self, line: str) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "a") as file:
-            file.write(line)
+            file.write(self._begin + line)
+        self._begin = ""
         self._lines += 1
 
     def _rewrite(self) -> None:

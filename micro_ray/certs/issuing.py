@@ -55,6 +55,8 @@ class LocalCerts(Certs):
         self._changed = asyncio.Event()
         #: When somebody last learnt of the next root.
         self._taught = 0.0
+        #: How often it was looked whether a change can go on.
+        self.looks = 0
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> LocalCerts:
@@ -175,6 +177,7 @@ class LocalCerts(Certs):
             try:
                 async with self._turn:
                     await self._go_on()
+                self.looks += 1
             except MicroError as error:
                 log.warning("the change of the authority's key waits: %s", error)
             except Exception:
