@@ -180,8 +180,8 @@ class Certs(abc.ABC):
 
     @abc.abstractmethod
     async def issue(self, request: bytes, identity: Identity, *, ttl: float = 0.0) -> Issued:
-        """A certificate for whom the caller says (``ttl`` in seconds, 0: the settings'). Raises as
-        :meth:`Authority.issue`, and TooManyRequests when too many are alive."""
+        """A certificate for whom the caller says (``ttl`` in seconds, at most the settings'; 0: as
+        long). Raises as :meth:`Authority.issue`, and TooManyRequests when too many are alive."""
 
     @abc.abstractmethod
     async def ticket(self, identity: Identity) -> Ticket:

@@ -73,7 +73,7 @@ class LocalCerts(Certs):
 
     async def issue(self, request: bytes, identity: Identity, *, ttl: float = 0.0) -> Issued:
         async with self._turn:
-            return await self._issue(request, identity, ttl or self._ttl)
+            return await self._issue(request, identity, min(ttl, self._ttl) or self._ttl)
 
     async def ticket(self, identity: Identity) -> Ticket:
         secret, expires = await asyncio.to_thread(self._tickets.make, identity)

@@ -255,7 +255,7 @@ class Attachment:
         self._instance = instance
         self._ttl = ttl
         self._task: asyncio.Task[None] | None = None
-        self._stream: Stream | None = None
+        self._former: Stream | None = None
         self.ready = asyncio.Event()
         #: Why the registry refuses this instance (its fault, not the line's), if it does.
         self.refused: MicroError | None = None
@@ -274,17 +274,28 @@ class Attachment:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._leave()
         self.ready.clear()
         await self._direct.close()
 
     async def _keep(self) -> None:
         pause = BACKOFF[0]
         while True:
+            moving = False
             try:
-                async with await self._direct.open("Registry.Attach") as stream:
+                stream = await self._direct.open("Registry.Attach")
+                try:
                     await self._begin(stream)
+                    self._leave()
                     pause = BACKOFF[0]
-                    await self._hold(stream)
+                    moving = await self._hold(stream)
+                finally:
+                    if moving:
+                        self._former = stream
+                    else:
+                        stream.cancel()
+                if moving:
+                    continue
                 log.info("the registry ended the registration; registering again")
             except (BadRequest, Forbidden, TooLarge) as error:
                 if self.refused is None:
@@ -297,7 +308,8 @@ class Attachment:
             except Exception:
                 log.exception("not registered")
             finally:
-                self.ready.clear()
+                if not moving:
+                    self.ready.clear()
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, BACKOFF[1])
 
@@ -308,13 +320,22 @@ class Attachment:
         self.ready.set()
         self.settled.set()
 
-    async def _hold(self, stream: Stream) -> None:
-        """Renew until the stream ends."""
+    def _leave(self) -> None:
+        """End the stream on the connection that was left: the newer one holds the registration."""
+        former, self._former = self._former, None
+        if former is not None:
+            former.cancel()
+
+    async def _hold(self, stream: Stream) -> bool:
+        """Renew until the stream ends. True when it is to be replaced before: its connection takes
+        no more calls (a certificate has ended, a registry leaves) and will be cut."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ttl / 3):
                     await stream.receive()  # nothing is due: this ends when the stream breaks
-                    return
+                    return False
+            if self._direct.let_go():
+                return True
             await stream.send(encode(Attach()))
             await self._answer(stream)
 

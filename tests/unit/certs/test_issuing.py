@@ -89,6 +89,8 @@ async def test_what_has_ended_is_not_listed(tmp_path: Path, clock: Clock) -> Non
         await opened.issue(signing_request(new_key()), who("long"))
         clock.by = 100
         assert [c.node for c in await opened.list()] == ["long"]
+        issued = await opened.issue(signing_request(new_key()), who(), ttl=86_400)
+        assert issued.ends - issued.begins <= 3661
         with pytest.raises(BadRequest, match="ttl"):
             await opened.issue(signing_request(new_key()), who(), ttl=1)
 

@@ -17,7 +17,7 @@ from micro_ray.context import Context
 from micro_ray.errors import BadRequest, Forbidden
 from micro_ray.network import Call, Peer, Refused
 from micro_ray.network.network import Network
-from micro_ray.registry import Instance, Node
+from micro_ray.registry import Action, Instance, Node
 from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router import Delta, Route
 from micro_ray.router.table import Table
@@ -32,6 +32,7 @@ from micro_ray.wire.enrolment import Enrolled, OnDemand, covers, enrolled
 from micro_ray.wire.identity import Secured, Trusting
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.server import Server
+from tests.fixtures.identities import Town
 from tests.fixtures.offices import Office
 from tests.fixtures.wait import eventually
 
@@ -43,6 +44,11 @@ async def office() -> AsyncIterator[Office]:
     with tempfile.TemporaryDirectory(prefix="ce-") as folder:
         async with Office(Path(folder)).running() as opened:
             yield opened
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Town:
+    return Town(tmp_path / "certs")
 
 
 @asynccontextmanager
@@ -321,6 +327,37 @@ async def test_a_registration_under_anothers_name_is_told(office: Office) -> Non
         async with attachment:
             await asyncio.wait_for(attachment.settled.wait(), 10)
             assert isinstance(attachment.refused, Forbidden)
+
+
+async def test_a_certificate_that_ends_takes_no_node_out_of_the_registry(town: Town) -> None:
+    """The connection of the registration is left in time, and the next one there before."""
+    backend = MemoryRegistry()
+    face = registry_face.endpoints(backend)
+    node = await town.secured("registry", by=-3596.0)
+    caller = await town.secured("store")
+    async with Server(face.handler, name="registry", identity=node) as server:
+        address = await server.listen(TCP)
+        dialer = WireDialer(identity=caller)
+        mine = instance("store", "store-1")
+        async with registry_face.Attachment(dialer, [address], mine, ttl=1.5) as attachment:
+            await asyncio.wait_for(attachment.ready.wait(), 10)
+            (first,) = server.connections
+            gone = asyncio.create_task(_gone(backend))
+            node.use(await town.credential("registry"))
+            await eventually(lambda: first not in server.connections, within=20)
+            assert attachment.ready.is_set()
+            assert len(server.connections) == 1
+            assert not gone.done()
+        await asyncio.wait_for(gone, 10)
+    await backend.close()
+
+
+async def _gone(backend: MemoryRegistry) -> None:
+    """The end of the first registration that ends."""
+    snapshot = await backend.snapshot()
+    async for change in backend.watch(epoch=snapshot.epoch, revision=snapshot.revision):
+        if change.action is Action.DELETE:
+            return
 
 
 # -- services ------------------------------------------------------------------------------------
