@@ -53,6 +53,8 @@ class LocalCerts(Certs):
         self._look = look
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        #: Set while the authority's key is being changed.
+        self._under_way = asyncio.Event()
         #: When somebody last learnt of the next root.
         self._taught = 0.0
         #: How often it was looked whether a change can go on.
@@ -62,6 +64,7 @@ class LocalCerts(Certs):
     async def __aenter__(self) -> LocalCerts:
         await self._authority.roots()  # makes the folder
         await asyncio.to_thread(self._book.load)
+        self._under_way.set()  # of an earlier life, perhaps
         self._taught = time.monotonic()
         self._task = asyncio.create_task(self._keep())
         return self
@@ -121,6 +124,7 @@ class LocalCerts(Certs):
                 return roots
             await self._authority.prepare()
             self._taught = time.monotonic()
+            self._under_way.set()
             self._tell()
             log.info("the authority has a new key; it signs when everybody trusts it")
             return await self._authority.roots()
@@ -173,6 +177,7 @@ class LocalCerts(Certs):
 
     async def _keep(self) -> None:
         while True:
+            await self._under_way.wait()
             await asyncio.sleep(self._look)
             try:
                 async with self._turn:
@@ -188,6 +193,8 @@ class LocalCerts(Certs):
         roots = (await self._authority.roots()).roots
         following = {root.id for root in roots if root.state == "next"}
         former = {root.id for root in roots if root.state == "former"}
+        if not following and not former:
+            self._under_way.clear()
         if following:
             settled = time.monotonic() - self._taught >= self._settle
             if settled and all(following <= {*entry.knows} for entry in self._book.live):

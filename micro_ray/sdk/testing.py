@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from micro_ray.broker.memory import MemoryBroker
+from micro_ray.certs.issuing import LocalCerts
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import Unavailable
 from micro_ray.events.sqlite import SqliteEvents
@@ -42,6 +43,7 @@ from micro_ray.sealing import KeyFile
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
+from micro_ray.wire import certs as certs_face
 from micro_ray.wire import config as config_face
 from micro_ray.wire import events as events_face
 from micro_ray.wire import limits as limits_face
@@ -134,13 +136,14 @@ async def knows(client: AsyncClient, namespace: str, service: str, node: str = "
 
 @asynccontextmanager
 async def platform() -> AsyncIterator[Here]:
-    """Registry, router, network, store, broker, events and config, each on its socket in a
-    folder of its own."""
+    """Registry, router, network, store, broker, events, config, limits and certs, each on its
+    socket in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
             registry=(f"unix:{run}/registry-0.sock",),
             routers=(f"unix:{run}/router-0.sock",),
+            certs=(f"unix:{run}/certs-0.sock",),
             namespace="micro",
             host="",
             run=run,
@@ -156,6 +159,9 @@ async def platform() -> AsyncIterator[Here]:
             stack.push_async_callback(here.broker.close)
             stack.push_async_callback(here.config.close)
             events = await stack.enter_async_context(SqliteEvents(run / "events"))
+            certs = await stack.enter_async_context(LocalCerts(run / "certs"))
+            identities = certs_face.endpoints(certs)
+            identities.examine(certs.examine)
             for name, table in (
                 ("router", router_face.endpoints(router)),
                 ("store", store_face.endpoints(here.store)),
@@ -163,6 +169,7 @@ async def platform() -> AsyncIterator[Here]:
                 ("events", events_face.endpoints(events)),
                 ("config", config_face.endpoints(here.config)),
                 ("limits", limits_face.endpoints(here.limits, here.lender)),
+                ("certs", identities),
             ):
                 await here.keep(name, table)
             await stack.enter_async_context(here.client)
@@ -176,6 +183,7 @@ async def platform() -> AsyncIterator[Here]:
                 "events",
                 "config",
                 "limits",
+                "certs",
                 "network",
             ):
                 await here.known(name)
