@@ -62,9 +62,10 @@ class LocalCerts(Certs):
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> LocalCerts:
-        await self._authority.roots()  # makes the folder
+        roots = await self._authority.roots()  # makes the folder
         await asyncio.to_thread(self._book.load)
-        self._under_way.set()  # of an earlier life, perhaps
+        if len(roots.roots) > 1:  # an earlier life has begun it
+            self._under_way.set()
         self._taught = time.monotonic()
         self._task = asyncio.create_task(self._keep())
         return self
