@@ -90,7 +90,7 @@ async def _framed(address: str, folder: str) -> AsyncIterator[tuple[Publish, Nex
     from micro_ray.router import Delta, Route
     from micro_ray.router.table import Table
     from micro_ray.wire.broker import RemoteBroker
-    from micro_ray.wire.client import WireDialer
+    from micro_ray.wire.dialer import WireDialer
 
     path = f"{folder}/broker.sock"
     member = await asyncio.create_subprocess_exec(

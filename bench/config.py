@@ -48,7 +48,7 @@ async def _calling(folder: Path, service: str):  # type: ignore[no-untyped-def]
     from micro_ray.network.network import Network
     from micro_ray.router import Delta, Route
     from micro_ray.router.table import Table
-    from micro_ray.wire.client import WireDialer
+    from micro_ray.wire.dialer import WireDialer
 
     table = Table()
     route = Route(

@@ -43,7 +43,7 @@ async def _echo_server(kind: str, folder: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def _frames(folder: str) -> AsyncIterator[Echo]:
     from micro_ray.network import Call
-    from micro_ray.wire.client import WireDialer
+    from micro_ray.wire.dialer import WireDialer
 
     async with _echo_server("frames", folder) as path:
         peer = await WireDialer().dial(f"unix:{path}", timeout=5)
@@ -56,7 +56,7 @@ async def _frames(folder: str) -> AsyncIterator[Echo]:
 async def _tcp(folder: str, identity: Secured | None) -> AsyncIterator[Echo]:
     """Frames over TCP of loopback; with an identity, TLS by which both prove who they are."""
     from micro_ray.network import Call
-    from micro_ray.wire.client import WireDialer
+    from micro_ray.wire.dialer import WireDialer
 
     kind = "frames-tcp" if identity is None else "frames-tls"
     async with _echo_server(kind, folder) as path:

@@ -22,7 +22,7 @@ from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry

@@ -132,9 +132,8 @@ async def platform(settings: Settings, report: Report) -> AsyncIterator[Platform
         machines = [] if settings.ray.address == "local" else await asyncio.to_thread(_machines)
         if machines:
             settings = with_addresses(here(settings, machines[0].address), machines)
-            report(
-                f"frames    on  {settings.address}: a private network's, frames prove nothing yet"
-            )
+            how = "plain" if settings.network.tls == "never" else "mutual TLS"
+            report(f"frames    on  {settings.address}  {how}")
         supervisor = await ladder.enter_async_context(
             Supervisor(settings, report=timed, machines=machines)
         )

@@ -35,7 +35,8 @@ class Context:
 
     ``deadline`` is on the clock of ``time.monotonic()`` in seconds, None when there is none.
     ``trace`` is a W3C ``traceparent`` value or "". ``metadata`` is what the caller sent along,
-    keys in lower case.
+    keys in lower case. ``peer`` is who is at the other end of the connection: the URI that its
+    certificate says, "unix" for who could open our socket, "" for who has proved nothing.
 
     ``caller`` is the id of the account that calls, as it was verified ("": nobody, or nobody asks),
     and ``identity`` all that is known of it (:class:`micro_ray.auth.Identity`). ``reach`` raises
@@ -51,6 +52,7 @@ class Context:
     trace: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    peer: str = ""
     identity: Any = None
     trusted: bool = True
     reach: Callable[[str], None] | None = None

@@ -30,6 +30,7 @@ __all__ = [
     "Api",
     "Bootstrap",
     "Broker",
+    "Certs",
     "Config",
     "Events",
     "Limits",
@@ -107,12 +108,16 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "network.registry_port": (1, 65_472),
     "network.router_port": (1, 65_472),
     "network.auth_port": (1, 65_472),
+    "network.certs_port": (1, 65_535),
+    "certs.ttl": (60, 30 * 86_400),
+    "certs.ticket_ttl": (10, 3_600),
     "wire.max_frame": (1024, 2**30),
     "wire.max_message": (1024, 2**31),
     "wire.max_header": (1024, 2**16),
     "wire.window": (1024, 2**31 - 1),
     "wire.max_streams": (1, 2**20),
     "wire.keepalive": (0.01, 3_600),
+    "pools.certs": (1, 1),
     "pools.registry": (1, 64),
     "pools.router": (1, 64),
     "pools.network": (1, 64),
@@ -136,6 +141,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "runtime.driver": ("ray", "process"),
     "ray.auth": ("token", "disabled"),
     "auth.mode": ("on", "off"),
+    "network.tls": ("auto", "always", "never"),
 }
 
 T = TypeVar("T", "Settings", "Bootstrap")
@@ -298,6 +304,15 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certs:
+    """Certificates of processes live ``ttl`` seconds, and are renewed when a third of that is left;
+    a process that is being started has ``ticket_ttl`` seconds to ask for its first."""
+
+    ttl: float = 3600.0
+    ticket_ttl: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a namespace may ask for that has set no limit of its own in config: ``rate`` in requests
     per second, ``burst`` of them at once (0: a second's), ``concurrency`` under way (0: no limit).
@@ -313,11 +328,14 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """``timeout`` covers all attempts of a call that says none, ``dial_timeout`` one connection;
-    ``retry_budget`` is the share of calls that may be tried again.
+    ``retry_budget`` is the share of calls that may be tried again. ``tls`` says where frames over
+    TCP are mutual TLS: "auto" on every address but loopback, "always", or "never". The same for all
+    processes of a platform.
 
     On a Ray of several machines member i of the registry listens on ``registry_port`` + i of its
-    machine, member i of the routers on ``router_port`` + i, of auth on ``auth_port`` + i, so that
-    others can begin there. The server fills in the addresses, member by member.
+    machine, member i of the routers on ``router_port`` + i, of auth on ``auth_port`` + i, certs on
+    ``certs_port``, so that others can begin there. The server fills in the addresses, member by
+    member.
     """
 
     timeout: float = 30.0
@@ -325,9 +343,12 @@ class Network:
     retry_budget: float = 0.1
     registry_port: int = 7400
     router_port: int = 7500
-    auth_port: int = 7600
+    certs_port: int = 7600
+    auth_port: int = 7700
+    tls: str = "auto"
     registry_addresses: tuple[str, ...] = ()
     router_addresses: tuple[str, ...] = ()
+    certs_addresses: tuple[str, ...] = ()
     auth_addresses: tuple[str, ...] = ()
 
 
@@ -346,10 +367,11 @@ class Wire:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
     """How many actors each platform service has. A registry or a broker in memory is one process,
-    so that pool is one, and so is that of the limits, which all doors borrow from; everything else
-    may be larger. On a Ray of several machines there are as many of ``authcache`` as machines, at
-    least."""
+    so that pool is one, and so are those of the limits, which all doors borrow from, and of certs,
+    whose book one process writes; everything else may be larger. On a Ray of several machines there
+    are as many of ``authcache`` as machines, at least."""
 
+    certs: int = 1
     registry: int = 1
     router: int = 2
     network: int = 1
@@ -399,7 +421,7 @@ class Settings:
     ``<state>/run``). ``credentials`` is the file of who commands are logged in as (blank:
     ``~/.micro/credentials.json``). ``host`` names this machine (blank: its host name); ``address``
     is its IP address on which frames listen for other machines (blank: 127.0.0.1, or the node's own
-    on a Ray that was joined; whoever reaches it may call, so let it be a private network's).
+    on a Ray that was joined; let it be a private network's: who may call is known by TLS there).
     ``anchor`` is the pid of the server process, whose end ends what it started (0: none). ``key``
     is the private key by which the platform's processes know each other; the server makes it."""
 
@@ -419,6 +441,7 @@ class Settings:
     events: Events = Events()
     config: Config = Config()
     auth: Auth = Auth()
+    certs: Certs = Certs()
     limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()
@@ -429,12 +452,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """What a process needs to join: where registries, routers, and auth (its caches, then itself)
-    listen, who and where it is (the name of its machine and the IP address on which it listens
-    there), how long it is known without a sign of life, how it calls, and the limits of its frames.
-    ``platform`` is the public half of the platform's key (blank: nobody is asked who he is),
-    ``identity`` who a replica is. A client is whose access token ``token`` is, or who is logged in
-    at ``place`` by the file ``credentials``."""
+    """What a process needs to join: where registries, routers, certs, and auth (its caches, then
+    itself) listen, who and where it is (the name of its machine and the IP address on which it
+    listens there), how long it is known without a sign of life, how it calls, and the limits of its
+    frames. ``ticket`` is good for one certificate, at who shows one that ``roots`` (PEM) have
+    signed. ``platform`` is the public half of the platform's key (blank: nobody is asked who he
+    is), ``identity`` who a replica is. A client is whose access token ``token`` is, or who is
+    logged in at ``place`` by the file ``credentials``."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -454,6 +478,9 @@ class Bootstrap:
     auth: Auth = Auth()
     network: Network = Network()
     wire: Wire = Wire()
+    certs: tuple[str, ...] = ()
+    ticket: str = field(default="", repr=False)
+    roots: str = field(default="", repr=False)
 
 
 def load(
@@ -568,7 +595,8 @@ def socket_path(run: Path, node: str) -> Path:
 
 
 def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> Bootstrap:
-    """Where the platform is. ``MICRO_REGISTRY``, ``MICRO_ROUTER`` and ``MICRO_AUTHS`` (comma lists
+    """Where the platform is. ``MICRO_REGISTRY``, ``MICRO_ROUTER``, ``MICRO_ENROL`` and
+    ``MICRO_AUTHS`` (comma lists
     of addresses, set by the runtime for what it starts) win over the sockets under ``run`` and, for
     other machines, the addresses of the settings. Raises BadRequest that names the variable for
     what is no address."""
@@ -610,6 +638,9 @@ def bootstrap(settings: Settings, environ: Mapping[str, str] | None = None) -> B
         auth=settings.auth,
         network=settings.network,
         wire=settings.wire,
+        certs=addresses("MICRO_ENROL", network.certs_addresses, certs=pools.certs),
+        ticket=environ.get("MICRO_TICKET", ""),
+        roots=environ.get("MICRO_ROOTS", ""),
     )
 
 
@@ -744,6 +775,7 @@ def service_environ(boot: Bootstrap, settings: Settings) -> dict[str, str]:
         "MICRO_REGISTRY_TTL": repr(boot.ttl),
         "MICRO_ROUTER": ",".join(boot.routers),
         "MICRO_AUTHS": ",".join(boot.auths),
+        "MICRO_ENROL": ",".join(boot.certs),
         "MICRO_NAMESPACE": boot.namespace,
         "MICRO_HOST": boot.host,
         "MICRO_ADDRESS": boot.address,

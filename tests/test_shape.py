@@ -102,6 +102,13 @@ NOUNS = {
         cli="auth",
         suite="test_auth.py",
     ),
+    "certs": Noun(
+        interface="Certs",
+        backends=("issuing", "local"),
+        actor="CertsActor",
+        cli="certs",
+        suite="test_certs.py",
+    ),
     "limits": Noun(
         interface="Limits",
         backends=("stored",),
@@ -115,14 +122,6 @@ NOUNS = {
         actor="RuntimeActor",
         cli="runtime",
         suite="runtime",
-    ),
-    "certs": Noun(
-        interface="Authority",
-        backends=("local",),
-        actor=Without("identities are not handed out by the platform yet: see docs/identity.md"),
-        face=Without("the same"),
-        cli=Without("the same"),
-        suite="certs",
     ),
     "api": Noun(
         interface=Without("its verbs are those of HTTP: it is an ASGI application"),

@@ -26,6 +26,7 @@ VERBS = {
     "events": "events.Events",
     "config": "config.Config",
     "auth": "auth.Auth",
+    "certs": "certs.Certs",
     "limits": "limits.Limits",
     "runtime": "runtime.Runtime",
 }
@@ -59,6 +60,7 @@ ENDPOINTS = {
 }
 
 CLOSES = "the end of the backend is its owner's to choose: a member's is Member.stop"
+OWNER = "who may say whom a certificate is for owns the machine; others ask by certs.sign"
 
 #: Verbs, also those that only frames have, that are not on the handle, and why.
 NOT_ON_HANDLE = {
@@ -88,6 +90,8 @@ NOT_ON_FRAMES = {
     ("events", "close"): CLOSES,
     ("config", "close"): CLOSES,
     ("auth", "close"): CLOSES,
+    ("certs", "issue"): OWNER,
+    ("certs", "ticket"): OWNER,
     ("auth", "ensure_admin"): "the first account is made by who owns the machine, on the handle",
 }
 

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from micro_ray.actors.auth import AuthActor
 from micro_ray.actors.authcache import AuthCacheActor
 from micro_ray.actors.broker import BrokerActor
+from micro_ray.actors.certs import CertsActor
 from micro_ray.actors.config import ConfigActor
 from micro_ray.actors.events import EventsActor
 from micro_ray.actors.limits import LimitsActor
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 MEMBERS: Mapping[str, type[Member]] = {
     cls.service: cls
     for cls in (
+        CertsActor,
         RegistryActor,
         RouterActor,
         StoreActor,

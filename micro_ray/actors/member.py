@@ -23,15 +23,17 @@ from typing import Any
 
 import ray
 
+from micro_ray.actors.identity import identified
 from micro_ray.auth.passes import Passes, PrivateKey, platform
 from micro_ray.finding import Examined
 from micro_ray.network import Credentials, Dialer
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, Settings, bootstrap, here
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
+from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.protocol import limits_of as frames
 from micro_ray.wire.router import Follower
@@ -70,10 +72,13 @@ class Member:
         self.passes: Passes | None = None
         self.trust: Trust | None = None
         self._stopped = asyncio.Event()
+        #: What this member is named in the registry, and by its certificate.
+        self.node = f"{self.service}-{os.urandom(8).hex()}"
         # A worker that Ray starts "nice" loses the CPU to every other process under load.
         if settings.ray.address != "local" and os.nice(0) > 0:
             sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
         try:
+            self.identity = await self.identify()
             if settings.key:
                 key = PrivateKey(settings.key)
                 self.passes = platform(key, self.service)
@@ -92,6 +97,11 @@ class Member:
             await self._stack.aclose()
             raise
 
+    async def identify(self) -> Secured | None:
+        """Get what this member listens and dials with where TCP is TLS; None where it is not."""
+        own = identified(self.settings, self.service, self.node)
+        return await self._stack.enter_async_context(own)
+
     async def open(self) -> Endpoints:
         """Open the backend on ``self._stack`` and give its wire face."""
         raise NotImplementedError
@@ -104,7 +114,11 @@ class Member:
         return replace(boot, platform=self.passes.key.public)
 
     def dialer(self) -> Dialer:
-        return WireDialer(limits=limits_of(self.settings), credentials=self._credentials)
+        return WireDialer(
+            limits=limits_of(self.settings),
+            identity=self.identity,
+            credentials=self._credentials,
+        )
 
     @property
     def _credentials(self) -> Credentials | None:
@@ -125,7 +139,9 @@ class Member:
             endpoints=endpoints,
             registry_addresses=self.bootstrap.registry,
             run_dir=self.settings.run,
+            node_id=self.node,
             socket_name=f"{self.service}-{self.index}",
+            identity=self.identity,
             host=self.settings.host,
             address=self.bootstrap.address,
             port=self._port(),
@@ -145,6 +161,8 @@ class Member:
             return network.router_port + self.index
         if self.service == "auth" and network.auth_addresses:
             return network.auth_port + self.index
+        if self.service == "certs" and network.certs_addresses:
+            return network.certs_port
         return 0
 
     # -- verbs that every member has on its handle -------------------------------------------

@@ -41,8 +41,8 @@ def machine_of(
 
 
 def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
-    """The settings with the addresses at which other machines reach registry, routers and auth,
-    and with an auth cache for each machine."""
+    """The settings with the addresses at which other machines reach registry, routers, certs and
+    auth, and with an auth cache for each machine."""
 
     def addresses(service: str, count: int, port: int) -> tuple[str, ...]:
         places = [machine_of(settings, service, index, machines)[0] for index in range(count)]
@@ -60,6 +60,7 @@ def with_addresses(settings: Settings, machines: Sequence[Machine]) -> Settings:
             registry_addresses=addresses("registry", pools.registry, network.registry_port),
             router_addresses=addresses("router", pools.router, network.router_port),
             auth_addresses=addresses("auth", pools.auth, network.auth_port),
+            certs_addresses=addresses("certs", pools.certs, network.certs_port),
         ),
         pools=replace(pools, authcache=max(pools.authcache, min(len(machines), MOST_CACHES))),
     )
@@ -79,4 +80,5 @@ def _bound(settings: Settings, service: str) -> bool:
     sealed = {"config": settings.config.key_file, "auth": settings.auth.key_file}
     if service in sealed:
         return sealed[service].is_relative_to(settings.state)
-    return service == "runtime"  # it has sources, logs and processes of its machine
+    # The runtime has sources, logs and processes of its machine, certs the authority's key.
+    return service in ("runtime", "certs")

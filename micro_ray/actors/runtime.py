@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from micro_ray.actors.identity import admit, needed
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
 from micro_ray.auth import SERVICE
@@ -41,12 +42,14 @@ class RuntimeActor(Member):
             limit=settings.runtime.max_source,
         )
         identify = self._identify() if settings.key else None
+        admitting = admit if needed(settings) else None
         drivers = {
             "ray": RayDriver(
                 settings.state,
                 self.bootstrap,
                 archive=archives.packed,
                 identify=identify,
+                admit=admitting,
                 log_limit=settings.runtime.log_bytes,
             ),
             "process": ProcessDriver(
@@ -55,6 +58,7 @@ class RuntimeActor(Member):
                 known=table.has,
                 identify=identify,
                 anchor=settings.anchor,
+                admit=admitting,
                 grace=settings.runtime.drain_timeout,
                 log_limit=settings.runtime.log_bytes,
             ),

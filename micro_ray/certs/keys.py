@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-__all__ = ["new_key", "signing_request"]
+__all__ = ["new_key", "prove", "signed_text", "signing_request"]
 
 
 def new_key() -> bytes:
@@ -28,3 +28,16 @@ def signing_request(key: bytes) -> bytes:
     assert isinstance(private, ec.EllipticCurvePrivateKey)
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(private, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def signed_text(request: bytes) -> bytes:
+    """What is signed to prove that a request comes from who has a certificate: never a text that
+    anything else signs."""
+    return b"micro renewal\0" + request
+
+
+def prove(key: bytes, request: bytes) -> bytes:
+    """The signature of a signing request (for a new key) by the key of the present certificate."""
+    private = load_pem_private_key(key, None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return private.sign(signed_text(request), ec.ECDSA(hashes.SHA256()))

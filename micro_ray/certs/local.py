@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from micro_ray.certs import Authority, Identity, Issued
-from micro_ray.errors import BadRequest, Unavailable
+from micro_ray.certs import Authority, Identity, Issued, Root, Roots
+from micro_ray.certs.keys import signed_text
+from micro_ray.errors import BadRequest, Forbidden, MicroError, Unavailable
 
-__all__ = ["LocalAuthority"]
+__all__ = ["LocalAuthority", "public_key"]
 
 #: Seconds that a certificate may live, and that one is valid before it was made, for clocks that
 #: are behind.
@@ -34,14 +35,18 @@ TTL = (60.0, 30 * 86_400.0)
 BEFORE = 60.0
 #: Seconds that a key of the authority lives; certificates end before it does.
 LIFE = 10 * 365 * 86_400.0
+#: Seconds after its end that a certificate can be renewed: its process was asleep, or the authority
+#: was away.
+LATE = 86_400.0
 MAX_REQUEST = 8 * 2**10
 _BOTH = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
 
 
 class LocalAuthority(Authority):
     """``folder`` gets ``authority.pem`` (mode 0600): the private key, its certificate, then those
-    of former keys that are still trusted. Several processes of one machine may have it open: each
-    verb reads the file, and it is changed under a lock.
+    of former keys that are still trusted. The next key is in ``next.pem`` while it is prepared.
+    Several processes of one machine may have them open: each verb reads the files, and they are
+    changed under a lock.
 
     Raises Unavailable when the file cannot be read or written.
     """
@@ -49,17 +54,30 @@ class LocalAuthority(Authority):
     def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._path = folder / "authority.pem"
+        self._next = folder / "next.pem"
         self._now = now
 
     async def issue(self, request: bytes, identity: Identity, *, ttl: float) -> Issued:
         if not TTL[0] <= ttl <= TTL[1]:
             raise BadRequest("certs", f"ttl {ttl:g}: {TTL[0]:g} to {TTL[1]:g} seconds")
-        public = _public_key(request)
+        public = public_key(request)
         return await asyncio.to_thread(self._issue, public, identity, ttl)
 
     async def trusted(self) -> bytes:
-        _, every = await asyncio.to_thread(self._load)
-        return _pem(every)
+        return (await self.roots()).trusted
+
+    async def roots(self) -> Roots:
+        return await asyncio.to_thread(self._roots)
+
+    async def holder(self, request: bytes, certificate: bytes, proof: bytes) -> Identity:
+        """Whose certificate this is, if the request was signed by its key (:func:`keys.prove`).
+        Raises Forbidden."""
+        if len(certificate) > MAX_REQUEST or len(proof) > MAX_REQUEST:
+            raise BadRequest("certs", f"a certificate or a proof of over {MAX_REQUEST} bytes")
+        return await asyncio.to_thread(self._holder, request, certificate, proof)
+
+    async def prepare(self) -> None:
+        await asyncio.to_thread(self._prepare)
 
     async def rotate(self) -> None:
         await asyncio.to_thread(self._rotate)
@@ -88,10 +106,55 @@ class LocalAuthority(Authority):
         )
         return Issued(
             certificate=built.public_bytes(Encoding.PEM),
-            trusted=_pem(every),
+            trusted=_pem([*self._prepared(every), *every]),
             begins=float(begins),
             ends=float(ends),
+            identity=identity.uri,
         )
+
+    def _roots(self) -> Roots:
+        _, every = self._load()
+        prepared = self._prepared(every)
+        states = ["next"] * len(prepared) + ["signs"] + ["former"] * (len(every) - 1)
+        return Roots(
+            trusted=_pem([*prepared, *every]),
+            roots=tuple(map(_root, [*prepared, *every], states)),
+        )
+
+    def _holder(self, request: bytes, certificate: bytes, proof: bytes) -> Identity:
+        _, every = self._load()
+        try:
+            shown = x509.load_pem_x509_certificate(certificate)
+            names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+            key = shown.public_key()
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            key.verify(proof, signed_text(request), ec.ECDSA(hashes.SHA256()))
+            _signer(shown, every)
+            identity = Identity.parse(uri)
+        except (
+            ValueError, TypeError, AssertionError, InvalidSignature, UnsupportedAlgorithm,
+            x509.ExtensionNotFound, MicroError,
+        ):  # fmt: skip
+            raise Forbidden("certs", "the certificate is not ours, or not the caller's") from None
+        ended = self._now() - shown.not_valid_after_utc.timestamp()
+        if ended > LATE:
+            raise Forbidden("certs", f"the certificate ended {ended:.0f} s ago")
+        return identity
+
+    def _prepared(self, every: list[x509.Certificate]) -> list[x509.Certificate]:
+        """The certificate of the next key, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            _, (made, *_) = self._read(self._next)
+            # It may have come to sign, and the machine stopped before its file was removed.
+            return [] if made == every[0] else [made]
+        return []
+
+    def _prepare(self) -> None:
+        _, every = self._load()
+        with self._locked():
+            if not self._prepared(every):
+                self._make([], self._next)
 
     def _load(self) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
         """The key and the trusted; made when there are none yet. Blocks."""
@@ -108,7 +171,13 @@ class LocalAuthority(Authority):
     def _rotate(self) -> None:
         self._load()
         with self._locked():
-            self._make(self._read()[1])
+            _, every = self._read()
+            if self._prepared(every):
+                key, (made, *_) = self._read(self._next)
+                self._write(key, [made, *every])
+            else:
+                self._make(every)
+            self._next.unlink(missing_ok=True)
 
     def _retire(self) -> None:
         self._load()
@@ -116,7 +185,7 @@ class LocalAuthority(Authority):
             key, every = self._read()
             self._write(key, every[:1])
 
-    def _make(self, former: list[x509.Certificate]) -> None:
+    def _make(self, former: list[x509.Certificate], path: Path | None = None) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         # A name of its own, so that who has several to trust finds the one that signed.
         name = x509.Name(
@@ -131,27 +200,36 @@ class LocalAuthority(Authority):
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .sign(key, hashes.SHA256())
         )
-        self._write(key, [made, *former])
+        self._write(key, [made, *former], path)
 
-    def _read(self) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
+    def _read(
+        self, path: Path | None = None
+    ) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
+        path = path or self._path
         try:
-            whole = self._path.read_bytes()
+            whole = path.read_bytes()
             key = load_pem_private_key(whole, None)
             every = x509.load_pem_x509_certificates(whole)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise Unavailable("certs", f"{self._path} cannot be read: {error}") from None
+            raise Unavailable("certs", f"{path} cannot be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or (
             key.public_key() != every[0].public_key()
         ):
-            raise Unavailable("certs", f"{self._path}: the key is not that of the certificate")
+            raise Unavailable("certs", f"{path}: the key is not that of the certificate")
         return key, every
 
-    def _write(self, key: ec.EllipticCurvePrivateKey, every: list[x509.Certificate]) -> None:
+    def _write(
+        self,
+        key: ec.EllipticCurvePrivateKey,
+        every: list[x509.Certificate],
+        path: Path | None = None,
+    ) -> None:
         """Whole or not at all, also when the machine stops."""
+        path = path or self._path
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        new = self._path.with_suffix(".new")
+        new = path.with_suffix(".new")
         try:
             new.unlink(missing_ok=True)
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -159,14 +237,14 @@ class LocalAuthority(Authority):
                 file.write(private + _pem(every))
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self._path)
+            new.replace(path)
             folder = os.open(self._folder, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
         except OSError as error:
-            raise Unavailable("certs", f"{self._path} cannot be written: {error}") from None
+            raise Unavailable("certs", f"{path} cannot be written: {error}") from None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -182,7 +260,8 @@ class LocalAuthority(Authority):
             os.close(lock)
 
 
-def _public_key(request: bytes) -> ec.EllipticCurvePublicKey:
+def public_key(request: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a signing request. Raises BadRequest for one that is not as it must be."""
     if len(request) > MAX_REQUEST:
         raise BadRequest("certs", f"a signing request of over {MAX_REQUEST} bytes")
     try:
@@ -227,6 +306,24 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _root(made: x509.Certificate, state: str) -> Root:
+    return Root(
+        id=made.fingerprint(hashes.SHA256()).hex(),
+        state=state,
+        begins=made.not_valid_before_utc.timestamp(),
+        ends=made.not_valid_after_utc.timestamp(),
+    )
+
+
+def _signer(shown: x509.Certificate, every: list[x509.Certificate]) -> x509.Certificate:
+    """Who of the trusted has signed it. Raises InvalidSignature when nobody has."""
+    for root in every:
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            shown.verify_directly_issued_by(root)
+            return root
+    raise InvalidSignature
 
 
 def _pem(every: list[x509.Certificate]) -> bytes:

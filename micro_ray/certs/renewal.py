@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -52,6 +53,7 @@ class Renewal:
         #: Why the last attempt failed, None when it did not.
         self.failure: str | None = None
         self.renewed = 0
+        self._hurry = asyncio.Event()
 
     @property
     def credential(self) -> Credential:
@@ -67,6 +69,10 @@ class Renewal:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def hurry(self) -> None:
+        """Renew now: whom to trust, or who signs, has changed."""
+        self._hurry.set()
 
     async def examine(self) -> None:
         """Raises Unavailable when the credential could not be renewed in time."""
@@ -88,6 +94,7 @@ class Renewal:
             await self._due()
             pause = BACKOFF[0]
             while True:
+                self._hurry.clear()
                 try:
                     await self._obtain()
                     self.renewed += 1
@@ -104,9 +111,11 @@ class Renewal:
 
     async def _due(self) -> None:
         """Wait until two thirds are over, a tenth of it more or less; also when the clock jumps,
-        either way."""
+        either way. Less when there is a hurry."""
         issued = self.credential.issued
         life = issued.ends - issued.begins
         due = issued.begins + life * (2 / 3 + random.uniform(-1, 1) / 15)
-        while issued.begins <= (now := self._now()) < due:
-            await asyncio.sleep(min(due - now, self._look))
+        while issued.begins <= (now := self._now()) < due and not self._hurry.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(due - now, self._look)):
+                    await self._hurry.wait()

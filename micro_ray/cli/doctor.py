@@ -28,10 +28,10 @@ Row = tuple[str, bool, str]
 DISK = 512 * 2**20
 #: The services without which a platform does not work.
 PLATFORM = frozenset(
-    {"registry", "router", "store", "broker", "events", "config", "network", "runtime"}
+    {"certs", "registry", "router", "store", "broker", "events", "config", "network", "runtime"}
 )
-#: Those of them that may have a server behind them.
-BACKENDS = ("registry", "broker", "store", "events")
+#: Those of them that have something behind them to be examined.
+BACKENDS = ("certs", "registry", "broker", "store", "events")
 #: Seconds that the door has for an answer, and that an examination of a backend may take.
 PATIENCE, EXAMINATION = 2.0, 15.0
 #: What a client of HTTP/2 says first; the frame, empty here, with which both sides begin.

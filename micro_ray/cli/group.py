@@ -42,6 +42,7 @@ COMMANDS = {
     "logout": ("auth", "Forget who you are"),
     "user": ("auth", "Show who you are logged in as"),
     "auth": ("auth", "Accounts, rules and keys"),
+    "certs": ("certs", "Identities of processes, and the authority behind them"),
     "limits": ("limits", "How much may be asked for, and how much is"),
     "network": ("network", "Nodes, routes and graph"),
     "health": ("debug", "Ask the nodes of a service for their health"),

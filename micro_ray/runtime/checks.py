@@ -20,16 +20,19 @@ __all__ = ["CHANGEABLE", "RESERVED", "changed", "check", "check_place"]
 CHANGEABLE = (
     "source", "digest", "command", "env", "replicas", "cpu", "gpu", "memory", "metadata",
 )  # fmt: skip
-#: Names of the platform's own services: a workload of such a name would pass for one.
-RESERVED = PLATFORM
+#: Names of the platform's own services, and of those who only call: a workload of such a name would
+#: pass for one.
+RESERVED = PLATFORM | {"client"}
 #: Variables by which a replica is known, which the runtime sets.
 OWN = (
     "MICRO_IDENTITY",
     "MICRO_INSTANCE",
-    "MICRO_PLATFORM",
     "MICRO_NAMESPACE",
+    "MICRO_PLATFORM",
+    "MICRO_ROOTS",
     "MICRO_SERVICE_NAME",
     "MICRO_SERVICE_VERSION",
+    "MICRO_TICKET",
 )
 
 MAX_ENV = 200

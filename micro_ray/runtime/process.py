@@ -17,6 +17,7 @@ from typing import Any
 
 from micro_ray.errors import BadRequest, InternalError, Unavailable
 from micro_ray.runtime import Driver, Replica, State, Workload, logs
+from micro_ray.runtime.admission import Admit, variables
 from micro_ray.runtime.folders import log_folder, source_folder, work_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.machine import Amount, Machine, here
@@ -40,9 +41,10 @@ QUIT = 2.0
 
 class ProcessDriver(Driver):
     """``state`` has the folders of sources, logs and status files. ``environ`` is what every
-    process gets; ``known(namespace, id)`` says whether a replica has registered;
-    ``identify(replica)`` gives it its identity; ``anchor``  is the
-    pid whose end ends all (0: none). ``machine`` keeps the books of cores, GPUs and memory."""
+    process gets; ``known(namespace, id)`` says whether a replica has registered; ``anchor`` is the
+    pid whose end ends all (0: none). ``machine`` keeps the books of cores, GPUs and memory;
+    ``admit`` and ``identify`` are where the identity of a replica begins, for TLS and for its
+    calls."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class ProcessDriver(Driver):
         grace: float = 30.0,
         log_limit: int = 16 * 2**20,
         machine: Machine | None = None,
+        admit: Admit | None = None,
     ) -> None:
         self._state = state
         self._environ = dict(environ)
@@ -64,6 +67,7 @@ class ProcessDriver(Driver):
         self._grace = grace
         self._log_limit = log_limit
         self._machine = machine or here()
+        self._admit = admit
         self._folder = state / "processes"
         #: The replicas of workloads, and those workloads of which one has registered: the next one
         #: must too.
@@ -74,7 +78,8 @@ class ProcessDriver(Driver):
         amount = Amount(cpu=workload.cpu, gpu=workload.gpu, memory=workload.memory)
         given = self._machine.take(replica.id, amount)
         try:
-            job = await asyncio.to_thread(self._job, replica, workload, given)
+            secrets = await variables(replica, self._admit)
+            job = await asyncio.to_thread(self._job, replica, workload, given, secrets)
             # Whatever happens, the shim must be known before it can be stopped.
             spawning = asyncio.ensure_future(self._spawn(job))
             try:
@@ -87,7 +92,9 @@ class ProcessDriver(Driver):
             await to_its_end(asyncio.ensure_future(self.stop(replica, 0)))
             raise
 
-    def _job(self, replica: Replica, workload: Workload, given: Amount) -> dict[str, Any]:
+    def _job(
+        self, replica: Replica, workload: Workload, given: Amount, secrets: Mapping[str, str]
+    ) -> dict[str, Any]:
         """What the shim is told. Blocks."""
         namespace, name = workload.namespace, workload.name
         if workload.digest:
@@ -106,6 +113,7 @@ class ProcessDriver(Driver):
             "MICRO_NAMESPACE": namespace,
             "MICRO_SERVICE_NAME": name,
             "MICRO_SERVICE_VERSION": workload.version,
+            **secrets,
         }
         if self._identify is not None:
             environ["MICRO_IDENTITY"] = self._identify(replica)

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from micro_ray.errors import BadRequest, MicroError, Unavailable
 from micro_ray.runtime import Driver, LogLine, State, Workload, logs, source
 from micro_ray.runtime import Replica as ReplicaState
+from micro_ray.runtime.admission import Admit, admitted
 from micro_ray.runtime.folders import log_folder, source_folder
 from micro_ray.runtime.leftovers import INSTANCE, sweep
 from micro_ray.runtime.logfile import Capture, LogFile
@@ -133,6 +134,7 @@ class RayDriver(Driver):
 
     A replica may be placed on another machine. Then it gets its source from here, by ``archive``
     (namespace and digest -> bytes), and its log is copied to this machine while it is written.
+    ``admit`` is where its identity begins, if it needs one.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class RayDriver(Driver):
         boot: Bootstrap,
         *,
         archive: Callable[[str, str], Awaitable[bytes]],
+        admit: Admit | None = None,
         identify: Callable[[ReplicaState], str] | None = None,
         log_limit: int = 16 * 2**20,
     ) -> None:
         self._state = state
         self._boot = boot
         self._archive = archive
+        self._admit = admit
         self._identify = identify
         self._log_limit = log_limit
         self._actors: dict[str, Any] = {}
@@ -170,6 +174,7 @@ class RayDriver(Driver):
         )
         try:
             await self._placed(replica, actor, workload)
+            boot = await admitted(boot, replica, self._admit)
             started: ReplicaState = await actor.start.remote(replica, workload, boot, _own_node())
         except RayTaskError as error:
             if replica.id in self._away:

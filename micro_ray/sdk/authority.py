@@ -18,7 +18,7 @@ from micro_ray.settings import Bootstrap
 from micro_ray.store import Store
 from micro_ray.wire import auth as auth_face
 from micro_ray.wire import authcache as cache_face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.trust import Trust
 

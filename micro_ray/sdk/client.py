@@ -17,7 +17,9 @@ from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table, home
 from micro_ray.sdk.account import Account
 from micro_ray.settings import Bootstrap, bootstrap, load
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
+from micro_ray.wire.enrolment import OnDemand
+from micro_ray.wire.identity import Identified
 from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
 from micro_ray.wire.schema import Reader, write
@@ -40,11 +42,19 @@ class AsyncClient:
     namespace, that of ``bootstrap``. Under a call that is being served the namespace of that call
     takes its place, and its deadline, trace and request id go along. It is known as ``holder``, the
     identity of a replica, or as whoever is logged in here (``micro login``). ``table`` is the route
-    table it follows.
+    table it follows. ``identity`` is what it dials other machines with (default: that of a client,
+    which it gets on the server's machine when it needs one).
     """
 
-    def __init__(self, bootstrap: Bootstrap | None = None, *, holder: Holder | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap: Bootstrap | None = None,
+        *,
+        holder: Holder | None = None,
+        identity: Identified | None = None,
+    ) -> None:
         self._boot = bootstrap
+        self._identity = identity
         self._stack = contextlib.AsyncExitStack()
         self.table = Table()
         self._follower: Follower | None = None
@@ -57,7 +67,11 @@ class AsyncClient:
         if self._follower is not None:
             raise BadRequest("client", "a client is opened once; make another")
         boot = self._boot or bootstrap(load())
-        dialer = await self._known(boot)
+        identity = self._identity
+        if identity is None and boot.network.tls != "never":
+            identity = client = OnDemand(boot)
+            self._stack.push_async_callback(client.close)
+        dialer = await self._known(boot, identity)
         if self._account is not None and boot.namespace == DEFAULT_NAMESPACE:
             # Who is logged in to another namespace means that one, unless he says otherwise.
             boot = replace(boot, namespace=self._account.namespace or boot.namespace)
@@ -69,15 +83,16 @@ class AsyncClient:
         self._stack.push_async_callback(self._network.close)
         return self
 
-    async def _known(self, boot: Bootstrap) -> WireDialer:
+    async def _known(self, boot: Bootstrap, identity: Identified | None) -> WireDialer:
         """What dials as who this is: the replica whose client it is, or who is logged in here."""
         limits = limits_of(boot.wire)
         if self._holder is not None:
-            return WireDialer(limits=limits, credentials=self._holder.passes.itself)
-        account = Account(boot, WireDialer(limits=limits))
+            own = self._holder.passes.itself
+            return WireDialer(limits=limits, identity=identity, credentials=own)
+        account = Account(boot, WireDialer(limits=limits, identity=identity))
         await account.look()
         self._account = account
-        return WireDialer(limits=limits, credentials=account.itself)
+        return WireDialer(limits=limits, identity=identity, credentials=account.itself)
 
     def itself(self, namespace: str, service: str) -> Mapping[str, str]:
         """The metadata by which this is known to a service of the platform."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from micro_ray.broker import Broker
+from micro_ray.certs import Credential, Identity
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.network import Credentials
 from micro_ray.sdk.client import AsyncClient
@@ -22,9 +23,11 @@ from micro_ray.sdk.events import ServiceEvents
 from micro_ray.settings import Bootstrap, bootstrap, load, socket_path
 from micro_ray.store import Store
 from micro_ray.tracebacks import own_traceback
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
+from micro_ray.wire.enrolment import Enrolled, covers, enrolled
 from micro_ray.wire.host import Host
+from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import limits_of
 
 if TYPE_CHECKING:
@@ -92,6 +95,7 @@ class Service:
         self._on_start: list[Hook] = []
         self._on_stop: list[Hook] = []
         self._life: _Life | None = None
+        self._shown: Credential | None = None
 
     # -- what an author says ---------------------------------------------------------------------
 
@@ -246,9 +250,11 @@ class Service:
         self.logger.info("serving as %s on %s", life.host.node_id, life.host.addresses[0])
 
     async def _come_up(self, life: _Life, boot: Bootstrap, instance: str) -> None:
-        client = AsyncClient(boot, holder=await self._held(life, boot))
+        identity = await self._identity(life.stack, boot, instance)
+        holder = await self._held(life, boot, identity)
+        client = AsyncClient(boot, holder=holder, identity=identity)
         life.client = await life.stack.enter_async_context(client)
-        await life.stack.enter_async_context(self._asking(boot, client.itself))
+        await life.stack.enter_async_context(self._asking(boot, client.itself, identity))
         for hook in self._on_start:
             await hook()
         for hook in self._on_stop:
@@ -272,6 +278,7 @@ class Service:
                 service_metadata=self.metadata,
                 limits=limits_of(boot.wire),
                 credentials=client.itself,
+                identity=identity,
             )
         )
         try:
@@ -284,8 +291,31 @@ class Service:
             ) from None
         await life.stack.enter_async_context(self.events.running())
 
+    async def _identity(
+        self, stack: contextlib.AsyncExitStack, boot: Bootstrap, node: str
+    ) -> Secured | None:
+        """What proves to other machines who this is, where they are called by TLS."""
+        if not covers(boot.network.tls, boot.address):
+            return None
+        who = Identity(namespace=boot.namespace, service=self.name, node=node)
+        try:
+            own = await stack.enter_async_context(enrolled(boot, who, has=self._shown))
+        except TimeoutError:
+            raise Unavailable(
+                self.name, f"no certs answers at {', '.join(boot.certs)} for an identity"
+            ) from None
+        self._endpoints.check(own.examine)
+        stack.callback(self._keep, own)
+        return own.secured
+
+    def _keep(self, own: Enrolled) -> None:
+        """A ticket is good once: another life in this process goes on with what this one had."""
+        self._shown = own.credential
+
     @contextlib.asynccontextmanager
-    async def _asking(self, boot: Bootstrap, credentials: Credentials) -> AsyncIterator[None]:
+    async def _asking(
+        self, boot: Bootstrap, credentials: Credentials, identity: Secured | None
+    ) -> AsyncIterator[None]:
         """Ask who calls, where the platform asks."""
         if not boot.platform:
             yield
@@ -293,7 +323,7 @@ class Service:
         from micro_ray.wire.trust import Trust
 
         trust = Trust(
-            WireDialer(limits=limits_of(boot.wire), credentials=credentials),
+            WireDialer(limits=limits_of(boot.wire), identity=identity, credentials=credentials),
             boot.auths,
             boot.auth,
             platform=boot.platform,
@@ -307,14 +337,15 @@ class Service:
             finally:
                 self._endpoints.callers = None
 
-    async def _held(self, life: _Life, boot: Bootstrap) -> Holder | None:
+    async def _held(self, life: _Life, boot: Bootstrap, identity: Secured | None) -> Holder | None:
         """The identity of this replica, kept good while it lives; None for who has none."""
         if not boot.identity:
             return None
         from micro_ray.wire.trust import Holder
 
         holder = Holder(boot.identity)
-        dialer = WireDialer(limits=limits_of(boot.wire), credentials=holder.passes.itself)
+        own = holder.passes.itself
+        dialer = WireDialer(limits=limits_of(boot.wire), identity=identity, credentials=own)
         await life.stack.enter_async_context(holder.renewed(dialer, boot.auths))
         return holder
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micro_ray.broker.memory import MemoryBroker
+from micro_ray.certs.issuing import LocalCerts
 from micro_ray.config.stored import StoredConfig
 from micro_ray.errors import Unavailable
 from micro_ray.events.sqlite import SqliteEvents
@@ -44,6 +45,7 @@ from micro_ray.settings import Auth as Settings
 from micro_ray.settings import Bootstrap
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import broker as broker_face
+from micro_ray.wire import certs as certs_face
 from micro_ray.wire import config as config_face
 from micro_ray.wire import events as events_face
 from micro_ray.wire import limits as limits_face
@@ -51,7 +53,7 @@ from micro_ray.wire import network as network_face
 from micro_ray.wire import registry as registry_face
 from micro_ray.wire import router as router_face
 from micro_ray.wire import store as store_face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry
@@ -173,14 +175,15 @@ async def knows(client: AsyncClient, namespace: str, service: str, node: str = "
 
 @asynccontextmanager
 async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
-    """Registry, router, network, store, broker, events and config, each on its socket in a
-    folder of its own. With settings of ``auth`` everybody is asked who he is, by rules: ``client``
-    is then an account that administers, and ``authority`` makes others."""
+    """Registry, router, network, store, broker, events, config, limits and certs, each on its
+    socket in a folder of its own. With settings of ``auth`` everybody is asked who he is, by rules:
+    ``client`` is then an account that administers, and ``authority`` makes others."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         run = Path(folder)
         boot = Bootstrap(
             registry=(f"unix:{run}/registry-0.sock",),
             routers=(f"unix:{run}/router-0.sock",),
+            certs=(f"unix:{run}/certs-0.sock",),
             namespace="micro",
             host="",
             run=run,
@@ -198,6 +201,9 @@ async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
             stack.push_async_callback(here.broker.close)
             stack.push_async_callback(here.config.close)
             events = await stack.enter_async_context(SqliteEvents(run / "events"))
+            certs = await stack.enter_async_context(LocalCerts(run / "certs"))
+            identities = certs_face.endpoints(certs)
+            identities.examine(certs.examine)
             for name, table in (
                 ("router", router_face.endpoints(router)),
                 ("store", store_face.endpoints(here.store)),
@@ -205,6 +211,7 @@ async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
                 ("events", events_face.endpoints(events)),
                 ("config", config_face.endpoints(here.config)),
                 ("limits", limits_face.endpoints(here.limits, here.lender)),
+                ("certs", identities),
             ):
                 await here.keep(name, table)
             more = {} if here.authority is None else here.authority.faces()
@@ -221,6 +228,7 @@ async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
                 "events",
                 "config",
                 "limits",
+                "certs",
                 "network",
                 *more,
             ):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from micro_ray.actors.identity import identified
 from micro_ray.actors.member import limits_of
 from micro_ray.api.visitors import Visitors
 from micro_ray.auth.passes import PrivateKey, platform
@@ -19,7 +20,7 @@ from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.serve.listener import drain_of
 from micro_ray.settings import Settings, bootstrap
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.gate import Supply
 from micro_ray.wire.router import Follower
 from micro_ray.wire.trust import Trust
@@ -76,11 +77,14 @@ async def _known(
 ) -> tuple[WireDialer, Visitors]:
     """How the door is known inside, and how it knows who comes."""
     namespace, domain = settings.namespace, settings.api.domain
+    limits = limits_of(settings)
+    identity = await stack.enter_async_context(identified(settings, name))
     if not settings.key:
-        return WireDialer(limits=limits_of(settings)), Visitors(namespace=namespace, domain=domain)
+        dialer = WireDialer(limits=limits, identity=identity)
+        return dialer, Visitors(namespace=namespace, domain=domain)
     key = PrivateKey(settings.key)
     passes = platform(key, name)
-    dialer = WireDialer(limits=limits_of(settings), credentials=passes.itself)
+    dialer = WireDialer(limits=limits, identity=identity, credentials=passes.itself)
     trust = Trust(dialer, bootstrap(settings, {}).auths, settings.auth, platform=key.public)
     await stack.enter_async_context(trust)
     return dialer, Visitors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -26,6 +27,16 @@ class Address:
     path: str = ""
     host: str = ""
     port: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it leads to this machine only."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         if self.path:

@@ -1,4 +1,4 @@
-"""The calling side of frames."""
+"""The calling side of frames: one connection to one node, made by ``dialer.py``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from micro_ray.errors import (
     TooLarge,
     TooManyRequests,
 )
-from micro_ray.network import Broken, Call, Credentials, Dialer, Peer, Refused, Silent, Stream
-from micro_ray.wire.address import parse
+from micro_ray.network import Broken, Call, Credentials, Peer, Refused, Silent, Stream
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
-from micro_ray.wire.identity import PeerCertificate, Secured, said, verified
+from micro_ray.wire.identity import PeerCertificate, said
 from micro_ray.wire.protocol import (
     BARE,
     CONTENT,
@@ -41,7 +40,7 @@ from micro_ray.wire.protocol import (
     never_opened,
 )
 
-__all__ = ["WireDialer"]
+__all__ = ["ClientConnection", "WirePeer"]
 
 _MAX_STREAM = 2**32 - 3
 #: The flags that say what a frame of an answer is.
@@ -455,61 +454,3 @@ def _head(call: Call, metadata: Mapping[str, str]) -> tuple[Head, float | None]:
         raise Timeout("wire", "the deadline had passed before the call was sent")
     head = Head(call.service, call.endpoint, int(timeout * 1000) + 1, content, metadata)
     return head, time.monotonic() + timeout
-
-
-class WireDialer(Dialer):
-    """Dials ``unix:`` and ``tcp:`` addresses; the latter by TLS when it has an identity, and then
-    only nodes that prove theirs. ``credentials`` go with every call that has none of its own."""
-
-    def __init__(
-        self,
-        *,
-        limits: Limits | None = None,
-        identity: Secured | None = None,
-        credentials: Credentials | None = None,
-    ) -> None:
-        self._limits = limits or Limits()
-        self._identity = identity
-        self._credentials = credentials
-
-    async def dial(
-        self, address: str, *, timeout: float = 5.0, service: str = "", namespace: str = ""
-    ) -> Peer:
-        where = parse(address)
-        loop = asyncio.get_running_loop()
-        connection = None
-
-        def make() -> ClientConnection:
-            nonlocal connection
-            connection = ClientConnection(self._limits, address)
-            return connection
-
-        try:
-            async with asyncio.timeout(timeout):
-                if where.path:
-                    await loop.create_unix_connection(make, where.path)
-                elif self._identity is None:
-                    await loop.create_connection(make, where.host, where.port)
-                else:
-                    transport, made = await loop.create_connection(
-                        make,
-                        where.host,
-                        where.port,
-                        ssl=self._identity.client,
-                        server_hostname="",
-                        ssl_handshake_timeout=max(timeout, 0.001),
-                        ssl_shutdown_timeout=1.0,
-                    )
-                    made.secured(verified(transport, address, service, namespace))
-                assert connection is not None
-                await connection.ready
-        except (OSError, TimeoutError) as error:
-            if connection is not None:
-                connection.kill()
-            why = f"no answer within {timeout:g} s" if type(error) is TimeoutError else said(error)
-            raise Refused("wire", f"cannot reach {address}: {why}") from None
-        except BaseException:
-            if connection is not None:
-                connection.kill()
-            raise
-        return WirePeer(connection, namespace or DEFAULT_NAMESPACE, self._credentials)

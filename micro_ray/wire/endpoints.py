@@ -212,6 +212,7 @@ class Endpoints:
                 identity=identity,
                 trusted=trusted,
                 reach=self._reach(identity, served.resource),
+                peer=incoming.proved,
             )
         )
         try:

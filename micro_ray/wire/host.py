@@ -13,7 +13,7 @@ from micro_ray.network import Credentials
 from micro_ray.registry import DEFAULT_TTL, Instance, Node
 from micro_ray.settings import LOOPBACK
 from micro_ray.wire.address import Address
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from micro_ray.certs import SCHEME, Identity
 from micro_ray.context import current
 from micro_ray.errors import (
     BadGateway,
@@ -64,6 +65,20 @@ class _Face:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
+    def _check(self, namespace: str, node: str, service: str = "") -> None:
+        """Who has proved who he is registers himself and nobody else. Raises Forbidden."""
+        peer = current().peer
+        if not peer.startswith(SCHEME):
+            return
+        who = Identity.parse(peer)
+        if (who.namespace, who.node) != (namespace, node) or service not in ("", who.service):
+            raise Forbidden(
+                "registry",
+                f"{who.node}, which is {who.service} of {who.namespace}, is not the node {node}"
+                + (f" of {service}" if service else "")
+                + f" of {namespace}",
+            )
+
     async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
         """Register a node for as long as this stream lasts; empty messages renew, another
         instance of the same node replaces what was registered."""
@@ -82,6 +97,7 @@ class _Face:
                 if given is not None:
                     if mine is not None and key != (given.namespace, given.node.id):
                         raise BadRequest("registry", f"this stream is of the node {key[1]}")
+                    self._check(given.namespace, given.node.id, given.service)
                     mine, ttl = given, message.ttl
                     key = (mine.namespace, mine.node.id)
                     await self._registry.register(given, ttl=ttl, holder=holder)
@@ -103,15 +119,21 @@ class _Face:
     ) -> None:
         """Register a node for ``ttl`` seconds."""
         _may_register(instance)
+        self._check(instance.namespace, instance.node.id, instance.service)
         await self._registry.register(instance, ttl=ttl, holder=holder)
 
     async def renew(self, nodes: list[str], namespace: str = "") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
-        return await self._registry.renew(current().within(namespace), nodes)
+        space = current().within(namespace)
+        for node in nodes:
+            self._check(space, node)
+        return await self._registry.renew(space, nodes)
 
     async def deregister(self, node: str, namespace: str = "", holder: str = "") -> None:
         """Remove a node; with a holder, only when this was the last who registered it."""
-        await self._registry.deregister(current().within(namespace), node, holder=holder)
+        space = current().within(namespace)
+        self._check(space, node)
+        await self._registry.deregister(space, node, holder=holder)
 
     async def get_service(self, service: str, namespace: str = "") -> list[Service]:
         """All versions of a service, with endpoints and nodes."""
@@ -253,7 +275,7 @@ class Attachment:
         self._instance = instance
         self._ttl = ttl
         self._task: asyncio.Task[None] | None = None
-        self._stream: Stream | None = None
+        self._former: Stream | None = None
         self.ready = asyncio.Event()
         #: Why the registry refuses this instance (its fault, not the line's), if it does.
         self.refused: MicroError | None = None
@@ -272,19 +294,30 @@ class Attachment:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        self._leave()
         self.ready.clear()
         await self._direct.close()
 
     async def _keep(self) -> None:
         pause = BACKOFF[0]
         while True:
+            moving = False
             try:
-                async with await self._direct.open("Registry.Attach") as stream:
+                stream = await self._direct.open("Registry.Attach")
+                try:
                     await self._begin(stream)
+                    self._leave()
                     pause = BACKOFF[0]
-                    await self._hold(stream)
+                    moving = await self._hold(stream)
+                finally:
+                    if moving:
+                        self._former = stream
+                    else:
+                        stream.cancel()
+                if moving:
+                    continue
                 log.info("the registry ended the registration; registering again")
-            except (BadRequest, TooLarge) as error:
+            except (BadRequest, Forbidden, TooLarge) as error:
                 if self.refused is None:
                     log.error("the registry refuses %s: %s", self._instance.node.id, error)
                 self.refused = error
@@ -295,7 +328,8 @@ class Attachment:
             except Exception:
                 log.exception("not registered")
             finally:
-                self.ready.clear()
+                if not moving:
+                    self.ready.clear()
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, BACKOFF[1])
 
@@ -306,13 +340,22 @@ class Attachment:
         self.ready.set()
         self.settled.set()
 
-    async def _hold(self, stream: Stream) -> None:
-        """Renew until the stream ends."""
+    def _leave(self) -> None:
+        """End the stream on the connection that was left: the newer one holds the registration."""
+        former, self._former = self._former, None
+        if former is not None:
+            former.cancel()
+
+    async def _hold(self, stream: Stream) -> bool:
+        """Renew until the stream ends. True when it is to be replaced before: its connection takes
+        no more calls (a certificate has ended, a registry leaves) and will be cut."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ttl / 3):
                     await stream.receive()  # nothing is due: this ends when the stream breaks
-                    return
+                    return False
+            if self._direct.let_go():
+                return True
             await stream.send(encode(Attach()))
             await self._answer(stream)
 

@@ -114,6 +114,14 @@ class Direct:
         peer = await self.peer()
         return await peer.open(Call(service=self._service, endpoint=endpoint, content=MSGPACK))
 
+    def let_go(self) -> bool:
+        """Whether the connection takes no new call. Then it is left to what is under way there, and
+        the next call has another."""
+        if self._peer is None or not self._peer.closed:
+            return False
+        self._peer = None
+        return True
+
     async def elsewhere(self) -> None:
         """Leave who answers but cannot serve (what is behind him is out of his reach), and begin
         with the next address."""

@@ -23,7 +23,7 @@ from micro_ray.wire.binding import BACKLOG, bind_tcp, bind_unix
 from micro_ray.wire.channel import Channel
 from micro_ray.wire.connection import Connection
 from micro_ray.wire.entrance import Entrance
-from micro_ray.wire.identity import PeerCertificate, Secured, peer_certificate
+from micro_ray.wire.identity import PeerCertificate, Secured, peer_certificate, shows_none
 from micro_ray.wire.protocol import (
     BARE,
     END,
@@ -91,6 +91,14 @@ class Incoming(Channel):
         """Who the caller has proved to be; None over a Unix socket and without TLS."""
         return self.connection.peer_identity
 
+    @property
+    def proved(self) -> str:
+        """Who that is, as :class:`~micro_ray.context.Context` has it."""
+        identity = self.connection.peer_identity
+        if identity is not None:
+            return identity.uri
+        return "" if self.connection.peer_name else "unix"
+
     async def reply(self, message: bytes) -> None:
         """Send the only, or last, message and end the answer."""
         await self._send(message, END)
@@ -128,8 +136,10 @@ class ServerConnection(Connection[Incoming]):
         if isinstance(name, tuple) and name:
             self.peer_name = str(Address(host=name[0], port=name[1]))
         if transport.get_extra_info("ssl_object") is not None:
+            identity = self.server.identity
             try:
-                self._secure(peer_certificate(transport))
+                if not (identity and identity.optional and shows_none(transport)):
+                    self._secure(peer_certificate(transport))
             except Refused as error:
                 self.abort(ProtocolError(error.detail))
                 return
@@ -347,7 +357,8 @@ class Server:
         max_connections: int = MAX_CONNECTIONS,
         identity: Secured | None = None,
     ) -> None:
-        #: With it TCP is TLS, and callers must prove who they are; Unix sockets stay as they are.
+        #: With it TCP is TLS, where it covers the address, and callers must prove who they are;
+        #: Unix sockets stay as they are.
         self.identity = identity
         self.handler = handler
         self.limits = limits or Limits()
@@ -386,7 +397,7 @@ class Server:
             self._listeners.append(listener)
             return str(where)
         bound = bind_tcp(where)
-        if self.identity is None:
+        if self.identity is None or not self.identity.covers(where):
             self._listeners.append(
                 await loop.create_server(
                     lambda: ServerConnection(self), sock=bound, backlog=BACKLOG

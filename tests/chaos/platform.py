@@ -22,6 +22,7 @@ __all__ = ["ALONE", "TITLES", "VICTIMS", "Platform", "processes"]
 #: Process titles that may be killed -> how many there are when all is well, of the service
 #: replicas at least.
 VICTIMS: Mapping[str, int] = {
+    "ray::CertsActor": 1,
     "ray::RegistryActor": 1,
     "ray::RouterActor": 2,
     "ray::StoreActor": 2,

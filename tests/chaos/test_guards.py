@@ -18,7 +18,7 @@ from micro_ray.auth.keep import Keeper
 from micro_ray.errors import Conflict, MicroError
 from micro_ray.network.network import Network
 from micro_ray.wire.auth import RemoteAuth
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.remote import Direct
 from tests.fixtures.guards import SPACE, Watchers, watching
 from tests.fixtures.members import TOKEN, Town, addresses, caller

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from micro_ray.network.network import Network
-from micro_ray.wire.client import WireDialer
 from micro_ray.wire.config import RemoteConfig
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import Attachment, RemoteRegistry
 from micro_ray.wire.store import RemoteStore
 from tests.chaos.watcher import SERIAL, sessions, sights

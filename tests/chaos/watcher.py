@@ -24,8 +24,8 @@ from micro_ray.errors import Conflict, MicroError
 from micro_ray.registry import Action as Registered
 from micro_ray.registry import Change, Instance
 from micro_ray.store import Action
-from micro_ray.wire.client import WireDialer
 from micro_ray.wire.config import RemoteConfig
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.store import RemoteStore
 from tests.chaos.watches import Session, Sight

@@ -41,7 +41,7 @@ def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver)
         """
         for name in (
             "registry", "router", "router-1", "store", "store-1", "broker", "events", "events-1",
-            "config", "config-1", "auth", "authcache", "limits", "network", "runtime",
+            "config", "config-1", "auth", "authcache", "limits", "network", "runtime", "certs",
         ):
             actor = ray.get_actor(name, namespace="micro")
             said = ray.get(actor.ping.remote())
@@ -486,3 +486,62 @@ def test_the_runtime_by_handle(server: Server, driver: Driver, source: Source) -
             print("good")
         """
     assert driver(server, RUNNING + textwrap.dedent(code)) == "good\n"
+
+
+def test_certs_by_handle(server: Server, driver: Driver) -> None:
+    """A ticket is good for one key also where certs was killed in between; issuing, the list, the
+    roots, and a stream of them through a change."""
+    printed = driver(
+        server,
+        RUNNING
+        + textwrap.dedent(
+            """
+        import os
+        from micro_ray.certs import Identity
+        from micro_ray.certs.keys import new_key, prove, signing_request
+        from micro_ray.errors import Forbidden, MicroError
+        from ray.exceptions import RayError
+
+        certs = ray.get_actor("certs", namespace="micro")
+        who = Identity(namespace="micro", service="orders", node="orders-1")
+        ticket = ray.get(certs.ticket.remote(who))
+        key = new_key()
+        first = ray.get(certs.sign.remote(signing_request(key), ticket=ticket.secret))
+        assert first.identity == who.uri
+        request = signing_request(new_key())
+        again = {"certificate": first.certificate, "proof": prove(key, request)}
+        assert ray.get(certs.sign.remote(request, **again)).identity == who.uri
+
+        os.kill(ray.get(certs.ping.remote())["pid"], 9)
+
+        def back():
+            try:
+                return ray.get(certs.ping.remote(), timeout=20)
+            except RayError:
+                return False
+
+        eventually(back)
+        try:
+            ray.get(certs.sign.remote(request, ticket=ticket.secret))
+        except Forbidden as error:
+            assert (error.code, error.id) == (403, "certs"), error
+        else:
+            raise AssertionError
+        assert "orders-1" in [row.node for row in ray.get(certs.list.remote())]
+
+        changes = certs.watch.remote()
+        (before,) = ray.get(next(changes)).roots
+        assert [r.state for r in ray.get(certs.renew.remote()).roots] == ["next", "signs"]
+        assert [r.state for r in ray.get(next(changes)).roots] == ["next", "signs"]
+        issued = ray.get(certs.issue.remote(signing_request(new_key()), who, ttl=60.0))
+        assert [r.state for r in ray.get(next(changes)).roots] == ["signs", "former"]
+        ray.get(certs.issue.remote(signing_request(new_key()), who))
+        (after,) = ray.get(next(changes)).roots
+        assert after.id != before.id and ray.get(certs.roots.remote()).roots == (after,)
+        ray.cancel(changes)
+        eventually(lambda: running(certs) == 0)
+        print("good")
+        """
+        ),
+    )
+    assert printed == "good\n"

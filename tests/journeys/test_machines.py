@@ -15,6 +15,9 @@ import pytest
 
 from bench import stack
 from bench.stack import micro
+from micro_ray.network import Refused
+from micro_ray.wire.dialer import WireDialer
+from tests.fixtures.identities import Town
 from tests.fixtures.machines import SECOND, Machines, machines, missing
 from tests.fixtures.wait import eventually
 from tests.journeys.conftest import Driver, Source
@@ -22,7 +25,7 @@ from tests.journeys.conftest import Driver, Source
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a second machine is there"),
 ]
 
@@ -76,15 +79,20 @@ def two() -> Iterator[Two]:
         state = Path(folder)
         with machines(state) as both:
             extra = {**both.environ, "MICRO_RAY_ADDRESS": both.address, "MICRO_WIRE_KEEPALIVE": "1"}
+            # Each certificate is renewed several times, also while the cable is out.
+            extra["MICRO_CERTS_TTL"] = "60"
             with stack.server(state, **extra) as up:
                 yield Two(server=up, machines=both)
 
 
-async def test_both_serve_and_either_may_be_lost(two: Two, source: Source, driver: Driver) -> None:
+async def test_both_serve_and_either_may_be_lost(
+    two: Two, source: Source, driver: Driver, tmp_path: Path
+) -> None:
     """Source and log of a replica on the other machine, its calls, and what happens when the cable
     is pulled, and when the machine is lost."""
     at = two.server
-    assert any(line.startswith(f"frames    on  {two.machines.own}") for line in at.lines)
+    (frames,) = [line for line in at.lines if line.startswith("frames ")]
+    assert frames.split() == ["frames", "on", two.machines.own, "mutual", "TLS"]
     hosts = _hosts(two, driver)
     assert hosts["router-1"] == [SECOND, f"tcp:{two.machines.other}:7501"]
     assert hosts["registry"] == [FIRST, f"tcp:{two.machines.own}:7400"]
@@ -99,6 +107,8 @@ async def test_both_serve_and_either_may_be_lost(two: Two, source: Source, drive
     log = micro(at, "logs", "-n", "1000", "where")
     assert log.count(f"imported on {SECOND}") == list(two.replicas().values()).count(SECOND)
 
+    await _rotated(two, driver)
+    await _proved(two, tmp_path)
     await _adopted(two, driver)
     await _cable(two)
     await _lost(two)
@@ -116,6 +126,69 @@ def _hosts(two: Two, driver: Driver) -> dict[str, list[str]]:
         """,
     )
     return {row.split()[0]: row.split()[1:] for row in pings.splitlines()}
+
+
+async def _proved(two: Two, folder: Path) -> None:
+    """Over TCP between the machines nobody is answered who has no certificate of ours; a command
+    gets one when it needs it."""
+    rows = json.loads(micro(two.server, "network", "routes", "-o", "json"))
+    own, other = two.machines.own, two.machines.other
+    open_ports = {a for row in rows for a in row["addresses"] if a.startswith(f"tcp:{own}:")}
+    open_ports |= {a for row in rows for a in row["addresses"] if a.startswith(f"tcp:{other}:")}
+    assert {f"tcp:{own}:7400", f"tcp:{own}:7600", f"tcp:{other}:7501"} <= open_ports
+    stranger = await Town(folder / "theirs").secured("store")
+    for address in sorted(open_ports):
+        for dialer in (WireDialer(), WireDialer(identity=stranger)):
+            with pytest.raises(Refused):
+                await dialer.dial(address, timeout=10)
+    await eventually(lambda: asyncio.to_thread(_by_command, two), within=20)
+    listed = json.loads(micro(two.server, "certs", "list", "-o", "json"))
+    assert {"api", "store", "where", "client"} <= {row["service"] for row in listed}
+    assert "mutual TLS" in micro(two.server, "doctor")
+
+
+def _by_command(two: Two) -> bool:
+    """Whether a command has called the other machine."""
+    return json.loads(micro(two.server, "call", "where", "call")) == {"host": SECOND}
+
+
+async def _rotated(two: Two, driver: Driver) -> None:
+    """The authority gets another key, and is killed, while calls go on: none is lost."""
+    (first,) = _roots(two)
+    calling = asyncio.create_task(_call_on(two))
+    try:
+        await asyncio.to_thread(micro, two.server, "certs", "renew")
+        assert len(_roots(two)) > 1
+        driver(
+            two.server,
+            """
+            import os
+            os.kill(ray.get(ray.get_actor("certs", namespace="micro").ping.remote())["pid"], 9)
+            """,
+        )
+
+        def signs() -> bool:
+            return first not in [id for id, state in _roots(two).items() if state == "signs"]
+
+        # What the killed one had for itself lives for a minute.
+        await eventually(lambda: asyncio.to_thread(signs), within=100, every=0.5)
+        await two.hosts()
+    finally:
+        calling.cancel()
+        (ended,) = await asyncio.gather(calling, return_exceptions=True)
+    assert isinstance(ended, asyncio.CancelledError), ended
+
+
+def _roots(two: Two) -> dict[str, str]:
+    """The authority's keys: id -> state."""
+    said = json.loads(micro(two.server, "certs", "root", "-o", "json"))
+    return {root["id"]: root["state"] for root in said["roots"]}
+
+
+async def _call_on(two: Two) -> None:
+    """Until one fails."""
+    while True:
+        await two.hosts(8)
 
 
 async def _adopted(two: Two, driver: Driver) -> None:

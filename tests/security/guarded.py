@@ -32,7 +32,7 @@ from micro_ray.serve.reflection import Reflection
 from micro_ray.settings import Api as ApiSettings
 from micro_ray.settings import Auth as AuthSettings
 from micro_ray.settings import Proxy as ProxySettings
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 
 __all__ = ["ADMIN", "REFUSED", "WAYS", "Guarded", "Verb", "guarded"]
 

@@ -496,6 +496,6 @@ def test_a_started_process_finds_the_platform_and_nothing_else(
         registry=boot.registry, routers=boot.routers, auths=boot.auths, namespace="tenant",
         host="box", run=Path("/r"), ttl=7.5, address="10.0.0.1", network=Network(timeout=12.5),
         wire=Wire(max_message=32 * 2**20, keepalive=2.5), credentials=boot.credentials,
-        place=boot.place, auth=load(environ).auth,
+        place=boot.place, auth=load(environ).auth, certs=boot.certs,
     )  # fmt: skip
     assert load(environ).state == settings.state

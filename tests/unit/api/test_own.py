@@ -15,7 +15,7 @@ from micro_ray.network.network import Network
 from micro_ray.router import Delta
 from micro_ray.router.table import Table
 from micro_ray.settings import Api as ApiSettings
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from tests.fixtures.wait import PROMPT
 from tests.unit.api.door import Door, open_door
 

@@ -14,7 +14,7 @@ from micro_ray.errors import Unavailable
 from micro_ray.network.network import Network
 from micro_ray.router import Delta, Entry, Route
 from micro_ray.router.table import Table
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.server import Server
 from tests.unit.api.door import Door, open_door

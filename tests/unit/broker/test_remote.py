@@ -21,7 +21,7 @@ from micro_ray.router.table import Table
 from micro_ray.sdk.testing import Here
 from micro_ray.wire import broker as face
 from micro_ray.wire.broker import RemoteBroker
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from tests.fixtures.brokers import bodies, up
 from tests.fixtures.lines import Place
 from tests.fixtures.nats import free_ports, server

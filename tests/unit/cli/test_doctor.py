@@ -79,7 +79,9 @@ async def test_all_is_well(terminal: Terminal, town: Here) -> None:
         well = terminal.within(MICRO_API_PORT=str(port), MICRO_PROXY_PORT=str(other))
         rows, done = await found(well)
         assert done.code == 0, rows
-        assert list(rows) == ["python", "ray", "disk", "state", "server", "sockets", "api", "proxy"]
+        assert list(rows) == [
+            "python", "ray", "disk", "state", "server", "certs", "sockets", "api", "proxy",
+        ]  # fmt: skip
         assert rows["ray"][1] == importlib.metadata.version("ray")
         assert rows["server"] == (True, "all platform services")
         table = await well.micro("doctor")

@@ -23,7 +23,7 @@ from micro_ray.router import Delta, Route
 from micro_ray.router.table import Table
 from micro_ray.store.sqlite import SqliteStore
 from micro_ray.wire import store as face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.server import Server
 from micro_ray.wire.store import RemoteStore
 from tests.fixtures.configs import keys

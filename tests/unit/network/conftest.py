@@ -21,7 +21,7 @@ from micro_ray.network.network import Network
 from micro_ray.router import Delta, Entry, Route
 from micro_ray.router.table import Table
 from micro_ray.settings import Network as NetworkSettings
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.server import Server
 from tests.fixtures.wait import eventually

@@ -13,7 +13,7 @@ from micro_ray.network.network import Network
 from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
 from micro_ray.sdk.testing import Here
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry

@@ -14,7 +14,7 @@ from micro_ray.network import Call, Peer, Stream
 from micro_ray.registry import DEFAULT_TTL, Instance
 from micro_ray.registry.memory import Capacity, MemoryRegistry
 from micro_ray.wire import registry as face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.remote import decode, encode
 from micro_ray.wire.schema import MSGPACK
 from micro_ray.wire.server import Server

@@ -15,7 +15,7 @@ import pytest
 
 from micro_ray.registry.memory import Capacity, MemoryRegistry
 from micro_ray.wire import registry as face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import Attachment
 from micro_ray.wire.server import Incoming, Server
 from tests.fixtures.registries import instance

@@ -19,7 +19,7 @@ from micro_ray.registry.etcd_url import parse
 from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
 from micro_ray.wire import registry as face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from micro_ray.wire.registry import RemoteRegistry

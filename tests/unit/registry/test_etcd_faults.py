@@ -18,7 +18,7 @@ from micro_ray.registry import Endpoint, Registry
 from micro_ray.registry.etcd import EtcdRegistry
 from micro_ray.registry.etcd_url import Files, Trust, parse, trust
 from micro_ray.wire import registry as face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import Attachment
 from micro_ray.wire.server import Server
 from tests.fixtures.certificates import certificates

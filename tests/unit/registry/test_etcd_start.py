@@ -12,7 +12,7 @@ from micro_ray.actors.registry import RegistryActor
 from micro_ray.cluster import _external_registry
 from micro_ray.finding import Finding
 from micro_ray.settings import Settings, load
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.remote import Direct
 from tests.fixtures.etcd import server
 from tests.fixtures.registries import instance

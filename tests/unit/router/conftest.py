@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from micro_ray.router.derive import Router
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import RemoteRegistry
 from tests.fixtures.lines import RegistryPlace, registry_at
 from tests.fixtures.registries import Clock

@@ -13,7 +13,7 @@ import pytest
 
 from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.router import Follower
 from tests.fixtures.lines import RegistryPlace, router_at

@@ -14,7 +14,7 @@ from micro_ray.registry.memory import MemoryRegistry
 from micro_ray.router import Delta, Route
 from micro_ray.router.derive import Router
 from micro_ray.router.table import Table
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.registry import RemoteRegistry
 from micro_ray.wire.router import Follower

@@ -15,7 +15,7 @@ from micro_ray.registry import Endpoint
 from micro_ray.router import Delta, Entry, Route
 from micro_ray.router.derive import LINGER, Router
 from micro_ray.router.keep import Keeper
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.registry import RemoteRegistry
 from tests.fixtures.lines import RegistryPlace
 from tests.fixtures.registries import Clock, instance

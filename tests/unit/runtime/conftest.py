@@ -129,7 +129,7 @@ class Shop:
     def left(self) -> set[str]:
         """What replicas have left in folders of the living."""
         sockets = {p.name for p in self.here.bootstrap.run.iterdir()}
-        platform = {f"{pool.name}-0.sock" for pool in fields(Pools)} | {"events"}
+        platform = {f"{pool.name}-0.sock" for pool in fields(Pools)} | {"certs", "events"}
         status = self.state / "processes"
         return (sockets - platform) | {p.name for p in status.glob("*")}
 

@@ -126,8 +126,7 @@ def test_refused(values: dict[str, Any], kind: type[MicroError], said: str) -> N
 def test_reserved_names_are_those_of_the_platform() -> None:
     assert {
         "registry", "router", "network", "store", "broker", "events", "config", "auth",
-        "authcache", "limits",
-        "runtime", "api", "proxy",
+        "authcache", "limits", "runtime", "certs", "api", "proxy", "client",
     } == RESERVED  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from micro_ray.errors import BadRequest
-from micro_ray.runtime import Workload
+from micro_ray.runtime import Replica, Workload
+from micro_ray.runtime.admission import Admission, Admit
 from micro_ray.runtime.checks import OWN, check
 from micro_ray.runtime.machine import Machine
 from tests.fixtures.wait import eventually
@@ -27,9 +28,16 @@ LISTED = {
 ALWAYS = {name for name, when in LISTED.items() if not when.startswith("if ")}
 
 
-async def environment(shop: Shop, workload: Workload) -> Mapping[str, str]:
+async def admit(replica: Replica) -> Admission:
+    return Admission(ticket=f"for {replica.id}", roots="PEM")
+
+
+async def environment(
+    shop: Shop, workload: Workload, admit: Admit | None = None
+) -> Mapping[str, str]:
     """What a process finds when it begins, before a shell adds to it."""
-    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]))
+
+    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]), admit=admit)
     running = await driver.start(shop.replica(workload), workload)
     try:
         found = await eventually(lambda: Path(f"/proc/{running.pid}/environ").read_bytes())
@@ -54,7 +62,8 @@ async def test_all_of_it_is_on_the_page_and_nothing_else_is_there(
     for name in ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"):
         monkeypatch.setenv(name, os.environ.get(name, "C" if name == "LC_ALL" else "/tmp"))
     monkeypatch.setenv("MICRO_TEST_SECRET", "ours")
-    found = await environment(shop, sleeper(gpu=1.0, env={"MOOD": "good"}))
+    found = await environment(shop, sleeper(gpu=1.0, env={"MOOD": "good"}), admit)
+    assert found["MICRO_TICKET"] == f"for {found['MICRO_INSTANCE']}"
     unlisted = {name for name in found if not listed(name)}
     assert unlisted == {"MOOD"}
     assert {listed(name) for name in found} - {""} == set(LISTED)
@@ -83,7 +92,7 @@ async def test_what_is_in_it(shop: Shop) -> None:
 
 
 def test_what_is_fixed_is_what_a_workload_may_not_set() -> None:
-    assert {name for name, when in LISTED.items() if when == "fixed"} == set(OWN)
+    assert {name for name, when in LISTED.items() if when.endswith("fixed")} == set(OWN)
     for name in {name.replace("*", "X") for name in ALWAYS}:
         workload = sleeper(env={name: "mine"})
         if name in OWN:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from micro_ray.network import Call, Peer
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.server import Handler, Server
 

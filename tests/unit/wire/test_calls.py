@@ -10,7 +10,7 @@ import pytest
 
 from micro_ray.errors import BadGateway, BadRequest, NotFound
 from micro_ray.network import Call, Peer, Stream
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.server import Incoming
 from tests.unit.wire.line import Line, call

@@ -12,7 +12,7 @@ from micro_ray.network import Refused
 from micro_ray.network.network import Network
 from micro_ray.router import Delta, Route
 from micro_ray.router.table import Table
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.server import Incoming, Server
 from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.wire import raw

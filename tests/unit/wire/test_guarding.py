@@ -19,7 +19,7 @@ from micro_ray.errors import Unavailable
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import auth as auth_face
 from micro_ray.wire import authcache as cache_face
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.guarding import Informer, members
 from tests.fixtures.auths import ROOT, over

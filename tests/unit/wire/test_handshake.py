@@ -13,7 +13,7 @@ import pytest
 
 from micro_ray.errors import BadRequest
 from micro_ray.network import Refused
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.server import Incoming
 from tests.fixtures.wait import eventually

@@ -14,7 +14,7 @@ from micro_ray.errors import BadRequest, Conflict, Unavailable
 from micro_ray.network import Refused
 from micro_ray.sdk.testing import Here
 from micro_ray.wire import host as module
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.host import Host
 from tests.fixtures.wait import PROMPT, eventually

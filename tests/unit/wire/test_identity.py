@@ -22,7 +22,7 @@ from micro_ray.network import Call, Refused
 from micro_ray.network.network import Network
 from micro_ray.router import Delta, Route
 from micro_ray.router.table import Table
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
 from micro_ray.wire.remote import Direct

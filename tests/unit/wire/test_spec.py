@@ -13,7 +13,7 @@ import msgspec
 from micro_ray.network import Call
 from micro_ray.router import Delta
 from micro_ray.sdk.testing import Here
-from micro_ray.wire.client import WireDialer
+from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.protocol import COST, LEAST, MAX_CREDIT, MAX_HEADER, MAX_PING, Kind, Limits
 from micro_ray.wire.server import Incoming
 from tests.fixtures.wait import eventually
