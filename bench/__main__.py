@@ -15,6 +15,7 @@ NAMES = (
     "config",
     "events",
     "frames",
+    "guarded",
     "guards",
     "http",
     "limits",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.measure import Sample
@@ -15,12 +16,21 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _SCRIPT = Path(__file__).with_name("post.lua")
 
 
-async def load(url: str, *, connections: int, seconds: int, post: bool) -> Sample:
+async def load(
+    url: str,
+    *,
+    connections: int,
+    seconds: int,
+    post: bool,
+    headers: Mapping[str, str] | None = None,
+) -> Sample:
     """``connections`` keep-alive connections for ``seconds``; one wrk thread, so that it takes as
     little of a small machine as it can. Answers other than 2xx and 3xx count as failures."""
     if shutil.which("wrk") is None:
         raise SystemExit("bench: wrk is missing; on Debian: apt-get install wrk")
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    for name, value in (headers or {}).items():
+        command += ["-H", f"{name}: {value}"]
     if post:
         command += ["-s", str(_SCRIPT)]
     process = await asyncio.create_subprocess_exec(

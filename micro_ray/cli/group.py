@@ -14,7 +14,7 @@ import click
 
 from micro_ray.cli.exits import Unrecognized
 from micro_ray.cli.session import Session, near
-from micro_ray.errors import Unavailable
+from micro_ray.errors import Unauthorized, Unavailable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -117,6 +117,11 @@ class Commands(click.Group):
                 error.id, f"{name!r} is no command, and no service can be looked up: {error.detail}"
             ) from None
         if command is None:
+            session = _session(ctx)
+            if session.bootstrap.platform and session.identity() is None:
+                raise Unauthorized(
+                    "client", f"{name!r} is no command; to call services, log in: micro login"
+                )
             services = [entry.service for entry in _session(ctx).entries()]
             raise _unrecognized(name, near(name, [*COMMANDS, *services]))
         return name, command, args[1:]

@@ -10,7 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from micro_ray.context import AUTHORIZATION, CURRENT, DEFAULT_NAMESPACE, new_request_id
-from micro_ray.errors import BadGateway, BadRequest, Cancelled, MicroError, Unavailable
+from micro_ray.errors import (
+    BadGateway,
+    BadRequest,
+    Cancelled,
+    MicroError,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+)
 from micro_ray.network import Stream
 from micro_ray.network.network import Network
 from micro_ray.router import Entry, Filter
@@ -137,14 +145,19 @@ class AsyncClient:
             options: dict[str, Any] = {"into": into, "timeout": timeout, "metadata": metadata}
             return await self._gathered(service, endpoint, value, options)
         raw = isinstance(value, bytes | bytearray)
-        answer = await network.call(
-            service,
-            _full(service, endpoint),
-            bytes(value) if raw else _body(value),
-            filter=Filter(version=version, node=node) if version or node else None,
-            idempotent=idempotent,
-            **await self._along(service, timeout, metadata),
-        )
+        along = await self._along(service, timeout, metadata)
+        try:
+            answer = await network.call(
+                service,
+                _full(service, endpoint),
+                bytes(value) if raw else _body(value),
+                filter=Filter(version=version, node=node) if version or node else None,
+                idempotent=idempotent,
+                **along,
+            )
+        except NotFound:
+            self._check_known()
+            raise
         if into is bytes or (raw and into is None):
             return answer
         return self._decode(answer, into, service)
@@ -217,6 +230,12 @@ class AsyncClient:
         await self._ready()
         assert self._boot is not None
         return self.table.entries(self._boot.namespace)
+
+    def _check_known(self) -> None:
+        """Raises Unauthorized for nobody, who is shown no services, where the platform asks."""
+        asked = self._boot is not None and self._boot.platform
+        if asked and self._account is not None and not self._account.itself("micro", "router"):
+            raise Unauthorized("client", "you are not logged in: micro login") from None
 
     async def _ready(self, timeout: float | None = None) -> Network:
         if self._network is None or self._follower is None:

@@ -152,7 +152,9 @@ async def guarded() -> AsyncIterator[Guarded]:
         assert here.authority is not None
         assert here.trust is not None
         await here.trust.informer.ready.wait()
-        visitors = Visitors(here.trust.guard, here.authority.passes("api"))
+        visitors = Visitors(
+            here.trust.guard, here.authority.passes("api"), denials=here.trust.denials
+        )
         api = Api(network, network.table, ApiSettings(), ready=lambda: True, visitors=visitors)
         transport = httpx.ASGITransport(app=api)
         http = httpx.AsyncClient(transport=transport, base_url="http://door")
