@@ -220,18 +220,7 @@ async def platform(auth: Settings | None = None) -> AsyncIterator[Here]:
             await stack.enter_async_context(here.client)
             table = network_face.endpoints(await here.network())
             await here.keep("network", table)
-            for name in (
-                "registry",
-                "router",
-                "store",
-                "broker",
-                "events",
-                "config",
-                "limits",
-                "certs",
-                "network",
-                *more,
-            ):
+            for name in here.hosts:
                 await here.known(name)
             # Once all services have left, nobody is to be told that these go: all at once.
             stack.push_async_callback(_close, list(here.hosts.values()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from micro_ray.certs import Certificate, Certs, Identity, Issued, Roots
 from micro_ray.context import current
 from micro_ray.errors import Forbidden
+from micro_ray.limits.gate import ADMITTED
 from micro_ray.settings import PLATFORM
 from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.identity import Trusting
@@ -51,7 +52,10 @@ class _Face:
             return await self._certs.sign(
                 request, ticket=ticket, certificate=certificate, proof=proof
             )
-        if current().peer != "unix":
+        context = current()
+        # A door comes by the socket too, for whoever stands before it.
+        relayed = ADMITTED in context.metadata or (context.reach is not None and context.trusted)
+        if context.peer != "unix" or relayed:
             raise Forbidden(NAME, "no ticket and no certificate: who are you?")
         if not identity:
             who = Identity(namespace=self._space, service="client", node=os.urandom(8).hex())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.security.credentials import BAD, FRAMES
 from tests.security.guarded import WAYS, Guarded, Verb, guarded
@@ -14,7 +19,10 @@ from tests.security.guarded import WAYS, Guarded, Verb, guarded
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: What nobody may do, so that he can become somebody, and know whose word he has.
-PUBLIC = {"auth:Auth.Token", "auth:Auth.Refresh", "auth:Auth.Keys", "router:Router.Watch"}
+PUBLIC = {
+    "auth:Auth.Token", "auth:Auth.Refresh", "auth:Auth.Keys", "router:Router.Watch",
+    "certs:Certs.Sign", "certs:Certs.Roots", "certs:Certs.Watch",
+}  # fmt: skip
 #: Seconds after which a call that was let in is given up.
 LET_IN = 0.5
 #: Calls at a time.
@@ -52,6 +60,24 @@ FOREIGN = "a_replica_that_speaks_for_another"
 @pytest.mark.parametrize("way", WAYS)
 async def test_no_verb_is_open_to(at: Guarded, way: str, name: str) -> None:
     assert await refused(at, way, name) == []
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+async def test_no_certificate_is_had_through_a_door(at: Guarded, way: str) -> None:
+    """A door comes by the socket that only the platform's own user may open: whoever stands before
+    it does not."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    made = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, None)
+    request = base64.b64encode(made.public_bytes(Encoding.DER)).decode()
+    tokens = await at.authority.login(f"signer-{way}", scopes=("admin",))
+    verb = Verb(service="certs", endpoint="Certs.Sign")
+    for head in ({}, {"authorization": f"Bearer {tokens.access}"}):
+        for more in ({}, {"identity": "micro://micro/helloworld/helloworld-1"}):
+            body = json.dumps({"request": request, **more}).encode()
+            code, said = await at.code(way, verb, head, body)
+            assert code == 403, said
+            assert "who are you" in said
 
 
 @pytest.mark.parametrize("name", FRAMES)

@@ -186,7 +186,10 @@ async def test_nothing_crosses(tenants: Tenants, way: str) -> None:
 
 
 #: What answers everybody, about himself or nothing; and what would log the tester out.
-OPEN = {"auth:Auth.Token", "auth:Auth.Refresh", "auth:Auth.Keys", "router:Router.Watch"}
+OPEN = {
+    "auth:Auth.Token", "auth:Auth.Refresh", "auth:Auth.Keys", "router:Router.Watch",
+    "certs:Certs.Sign", "certs:Certs.Roots", "certs:Certs.Watch",
+}  # fmt: skip
 
 
 async def test_what_answers_what_it_was_asked_is_ones_own(tenants: Tenants) -> None:

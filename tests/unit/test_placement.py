@@ -72,7 +72,7 @@ def test_each_machine_has_an_auth_cache() -> None:
         "unix:/s/run/authcache-0.sock",
         "unix:/s/run/authcache-1.sock",
         "unix:/s/run/auth-0.sock",
-        "tcp:10.0.0.1:7600",
+        "tcp:10.0.0.1:7700",
     )
     many = [Machine(id=str(n), address=f"10.0.1.{n}") for n in range(100)]
     assert with_addresses(settings(), many).pools.authcache == 64

@@ -79,7 +79,7 @@ def rules(guard: Guard, namespace: str = "acme") -> list[str]:
 async def stage(folder: Path) -> AsyncIterator[Stage]:
     clock = Clock()
     async with MemoryStore() as store, over(store, folder, clock) as auth:
-        token = (await auth.issue("part", by=ROOT)).access
+        token = (await auth.issue("part", scopes=("platform",), by=ROOT)).access
         dialer, where = WireDialer(), [f"unix:{folder}/auth-0.sock"]
         source = members(dialer, where, lambda: {"authorization": f"Bearer {token}"})
         async with Cache(source, guard=Guard(clock=clock), clock=clock) as cache:
