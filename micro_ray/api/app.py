@@ -114,7 +114,7 @@ class Api:
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
             service, stream = target.service, bool(target.stream)
-            metadata |= self.along(visitor, target, scope, headers)
+            metadata.update(self.along(visitor, target, scope, headers))
             admission = self.limited(visitor, target) or await self.obtain(visitor, target)
             self.metrics.in_flight += 1
             try:
@@ -222,7 +222,7 @@ class Api:
         self, visitor: Visitor, target: Target, scope: Scope, headers: Mapping[bytes, bytes]
     ) -> dict[str, str]:
         """What of who asks goes on to the service."""
-        found = self.visitors.along(visitor, target.service)
+        found = dict(self.visitors.along(visitor, target.service))
         found["micro-namespace"] = visitor.namespace
         if target.service == "auth":
             if self.visitors.guard is None and b"authorization" in headers:

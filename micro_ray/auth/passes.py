@@ -97,12 +97,13 @@ class Passes:
         self._clock = clock
         self._made: dict[tuple[str, str, str], tuple[float, Mapping[str, str]]] = {}
 
-    def itself(self, namespace: str, service: str) -> dict[str, str]:
-        """The metadata with which one calls a service oneself."""
+    def itself(self, namespace: str, service: str) -> Mapping[str, str]:
+        """The metadata with which one calls a service oneself; not to be changed."""
         return self.to(namespace, service, self.own)
 
-    def to(self, namespace: str, service: str, whom: Identity | None) -> dict[str, str]:
-        """The metadata with which somebody, or nobody, calls a service through here."""
+    def to(self, namespace: str, service: str, whom: Identity | None) -> Mapping[str, str]:
+        """The metadata with which somebody, or nobody, calls a service through here; not to be
+        changed."""
         place = (namespace, service, "" if whom is None else whom.token or whom.id)
         found = self._made.get(place)
         now = self._clock()
@@ -111,14 +112,13 @@ class Passes:
             if len(self._made) >= REMEMBERED:
                 self._made.clear()
             self._made[place] = found
-        return {**found[1]}
+        return found[1]
 
     def _make(
         self, namespace: str, service: str, whom: Identity | None, now: float
     ) -> tuple[float, Mapping[str, str]]:
         expires = now + LIFE
         claims: dict[str, Any] = {
-            "iss": self.key.public,
             "aud": f"{namespace}/{service.lower()}",
             "exp": math.ceil(expires),
             "iat": round(now, 3),
@@ -130,7 +130,7 @@ class Passes:
                 "kind": str(whom.kind),
                 "scope": " ".join(whom.scopes),
                 "token": whom.token,
-                "issued": whom.issued,
+                "issued": round(whom.issued, 3),
                 "expires": whom.expires,
             }
         signed = jwt.encode(claims, self.key.key, algorithm=ALGORITHM, headers={"typ": PASS})
