@@ -59,10 +59,10 @@ PATIENCE = 10.0
 SHOWN = 300
 #: Where OpenSSL's certificates are in one file, when it does not say so.
 BUNDLE = "ca-certificates.crt"
-_WORD = re.compile(r"[A-Za-z0-9_.-]{1,256}", re.ASCII)
+_WORD = re.compile(r"(?=.{1,256}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 #: What gRPC says when no connection came about: nothing was sent.
 NEVER = ("failed to connect", "dns resolution failed", "name resolution", "empty address list",
-         "resolver transient failure")  # fmt: skip
+         "errors resolving")  # fmt: skip
 #: What a status without the fields of an error is, where its code is enough.
 PLAIN: Mapping[grpc.StatusCode, type[MicroError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
@@ -130,10 +130,8 @@ class Door:
                 "client", f"the door at {self.address} chooses: no version or node can be asked for"
             )
         call: Any = self._channel.unary_unary(_method(service, endpoint))
-        given = self._timeout if timeout is None else timeout
-        return await self._told(
-            call(body, timeout=max(0.0, given), metadata=_metadata(metadata or {}))
-        )
+        left = _positive(self._timeout if timeout is None else timeout)
+        return await self._told(call(body, timeout=left, metadata=_metadata(metadata or {})))
 
     async def open(
         self,
@@ -149,7 +147,7 @@ class Door:
         stream."""
         self._check()
         call: Any = self._channel.stream_stream(_method(service, endpoint))
-        left = None if timeout is None else max(0.0, timeout)
+        left = None if timeout is None else _positive(timeout)
         return DoorStream(call(timeout=left, metadata=_metadata(metadata or {})), self)
 
     async def ask(
@@ -277,6 +275,13 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """What a reading that nobody waits for has raised is known."""
     if not task.cancelled():
         task.exception()
+
+
+def _positive(left: float) -> float:
+    """gRPC may make a call whose deadline has passed."""
+    if left <= 0:
+        raise Timeout("client", "the deadline passed before the call was made")
+    return left
 
 
 def _method(service: str, endpoint: str) -> str:
