@@ -423,7 +423,9 @@ class Settings:
     is its IP address on which frames listen for other machines (blank: 127.0.0.1, or the node's own
     on a Ray that was joined; let it be a private network's: who may call is known by TLS there).
     ``anchor`` is the pid of the server process, whose end ends what it started (0: none). ``key``
-    is the private key by which the platform's processes know each other; the server makes it."""
+    is the private key by which the platform's processes know each other; the server makes it.
+    ``env`` names the environment that commands and clients go to (blank: the current one, and this
+    machine)."""
 
     namespace: str = "micro"
     state: Path = Path("~/.micro/server")
@@ -433,6 +435,7 @@ class Settings:
     address: str = ""
     anchor: int = 0
     key: str = field(default="", repr=False)
+    env: str = ""
     api: Api = Api()
     proxy: Proxy = Proxy()
     registry: Registry = Registry()
@@ -458,7 +461,9 @@ class Bootstrap:
     frames. ``ticket`` is good for one certificate, at who shows one that ``roots`` (PEM) have
     signed. ``platform`` is the public half of the platform's key (blank: nobody is asked who he
     is), ``identity`` who a replica is. A client is whose access token ``token`` is, or who is
-    logged in at ``place`` by the file ``credentials``."""
+    logged in at ``place`` by the file ``credentials``. One with a ``door`` (``grpc://host:port``,
+    ``grpcs://host:port``) calls through that, and trusts the certificates of the file ``ca``
+    (blank: those of the system)."""
 
     registry: tuple[str, ...]
     routers: tuple[str, ...]
@@ -481,6 +486,8 @@ class Bootstrap:
     certs: tuple[str, ...] = ()
     ticket: str = field(default="", repr=False)
     roots: str = field(default="", repr=False)
+    door: str = ""
+    ca: str = ""
 
 
 def load(

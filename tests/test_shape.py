@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from micro_ray import errors
-from micro_ray.serve import statuses
+from micro_ray.wire import statuses
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "micro_ray"

@@ -17,6 +17,12 @@ from micro_ray.errors import MicroError
 __all__ = ["cli", "run"]
 
 
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """At once, not with the command: a shell that asks for completions runs none."""
+    if value is not None and ctx.obj is not None:
+        ctx.obj.named = value
+
+
 @click.command(
     cls=Commands,
     invoke_without_command=True,
@@ -28,6 +34,14 @@ __all__ = ["cli", "run"]
     "--output",
     type=Form(["table", "json"]),
     help="How to print (default: table); also after the command.",
+)
+@click.option(
+    "-e",
+    "--env",
+    metavar="NAME",
+    callback=_named,
+    expose_value=False,
+    help="The environment to go to (default: the current one, see `micro env list`).",
 )
 @click.pass_context
 def cli(ctx: click.Context, output: str | None) -> None:

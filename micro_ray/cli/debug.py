@@ -24,6 +24,8 @@ def _ask(session: Session, service: str, endpoint: str) -> list[dict[str, Any]]:
     """The answer of each node, or its error."""
     import asyncio
 
+    session.here("nodes are asked one by one on the machine of the server only")
+
     async def ask(client: AsyncClient) -> list[dict[str, Any]]:
         await client.entries()  # the table is there
         namespace = session.namespace

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -58,12 +58,16 @@ def doctor(ctx: click.Context) -> None:
 
 def _checks(session: Session) -> Iterator[Row]:
     yield python(sys.version_info[:3])
-    yield ray()
     try:
-        settings = session.settings
+        settings, where = session.settings, session.environment
     except MicroError as error:
+        yield ray()
         yield "settings", False, error.detail
         return
+    if not where.is_local:
+        yield from _elsewhere(session)
+        return
+    yield ray()
     folder = settings.state
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -75,6 +79,34 @@ def _checks(session: Session) -> Iterator[Row]:
     yield door(settings, session.reached)
     if settings.proxy.port:
         yield grpc_door(settings, session.reached)
+
+
+def _elsewhere(session: Session) -> Iterator[Row]:
+    """What can be known of a platform of another machine."""
+    where = session.environment
+    yield "environment", True, f"{where.name} ({where.address})"
+    try:
+        known = session.identity()
+        missing = PLATFORM - {entry.service for entry in session.entries()}
+    except MicroError as error:
+        yield "server", False, error.detail
+        return
+    yield "login", True, "nobody" if known is None else f"{known['id']} of {known['namespace']}"
+    yield complete(missing)
+    yield from backends(session)
+    yield (
+        "machine",
+        True,
+        "ray, disk, folders and ports: run `micro doctor` on that machine",
+    )
+
+
+def complete(missing: Collection[str]) -> Row:
+    """Whether the platform has all of its services."""
+    if missing:
+        names = ", ".join(sorted(missing))
+        return "server", False, f"missing: {names}; they come back by themselves within seconds"
+    return "server", True, "all platform services"
 
 
 def python(version: Sequence[int]) -> Row:
@@ -127,10 +159,7 @@ def server(session: Session) -> Row:
                 f"wait, or end it (kill {pid}) and start it again",
             )
         return "server", False, error.detail
-    if missing:
-        names = ", ".join(sorted(missing))
-        return "server", False, f"missing: {names}; they come back by themselves within seconds"
-    return "server", True, "all platform services"
+    return complete(missing)
 
 
 def backends(session: Session) -> Iterator[Row]:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Who raises what is wrong between here and the service: nobody took the call.
-_WAY = ("client", "network", "registry", "wire")
+_WAY = ("api", "client", "network", "proxy", "registry", "wire")
 #: Who raises what is wrong with this machine or this folder, whatever the code.
 _HERE = ("server", "settings", "source")
 

@@ -48,7 +48,7 @@ COMMANDS = {
     "health": ("debug", "Ask the nodes of a service for their health"),
     "stats": ("debug", "Ask the nodes of a service for their figures"),
     "new": ("new", "Make a new service"),
-    "env": ("env", "Show how to reach the platform"),
+    "env": ("env", "The platforms that commands go to"),
     "doctor": ("doctor", "Find out what is wrong"),
     "completion": ("completion", "Print a shell's completion script"),
 }

@@ -10,12 +10,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from micro_ray.cli.reader import Reader
-from micro_ray.errors import MicroError, Unavailable
+from micro_ray.errors import MicroError, PreconditionFailed, Unavailable
 
 if TYPE_CHECKING:
     from micro_ray.registry import Endpoint
     from micro_ray.router import Entry
     from micro_ray.sdk.blocking import Client
+    from micro_ray.sdk.environments import Environment
     from micro_ray.sdk.logins import Logins
     from micro_ray.settings import Bootstrap, Settings
 
@@ -26,12 +27,14 @@ DIAL = 2.0
 
 
 class Session:
-    """``output`` is "table", "json" or a form of the command's own. Settings are read when they are
+    """``output`` is "table", "json" or a form of the command's own; ``named`` is the environment
+    that the command line names. Settings are read when they are
     needed, so that commands without need run whatever they say; the connection is made by the
     first call."""
 
     def __init__(self) -> None:
         self.output = "table"
+        self.named = ""
         self.reader = Reader()
         self._client: Client | None = None
         self._entries: list[Entry] | None = None
@@ -43,17 +46,40 @@ class Session:
         return load()
 
     @cached_property
-    def bootstrap(self) -> Bootstrap:
-        from micro_ray.settings import bootstrap
+    def _goal(self) -> tuple[Environment, Bootstrap]:
+        from micro_ray.sdk.environments import reach
 
-        return bootstrap(self.settings)
+        return reach(self.settings, self.named)
+
+    @property
+    def environment(self) -> Environment:
+        """The one that commands go to. Raises NotFound for one that there is not."""
+        return self._goal[0]
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """How it is reached. Raises NotFound for one that there is not."""
+        return self._goal[1]
+
+    def here(self, what: str) -> None:
+        """Say that ``what`` is of this machine. Raises PreconditionFailed when commands go to
+        another one."""
+        where = self.environment
+        if not where.is_local:
+            raise PreconditionFailed(
+                "env",
+                f"{what}, and commands go to the environment {where.name} ({where.address}); for "
+                "this machine: micro --env local",
+            )
 
     @property
     def client(self) -> Client:
-        """Raises Unavailable at once when nobody listens where the platform should be."""
+        """Raises Unavailable at once when nobody listens where the platform of this machine should
+        be."""
         if self._client is None:
             routers = self.bootstrap.routers
-            if not any(answers(address) for address in routers):
+            elsewhere = bool(self.bootstrap.door)
+            if not elsewhere and not any(answers(address) for address in routers):
                 left = any(os.path.exists(a.removeprefix("unix:")) for a in routers)
                 ended = " (its socket is left, the server has ended)" if left else ""
                 raise Unavailable(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from micro_ray.sdk.logins import Login, Logins
 from micro_ray.settings import PLATFORM, Bootstrap
 from micro_ray.wire.remote import Direct
 
-__all__ = ["Account"]
+__all__ = ["Account", "Ask", "directly"]
+
+#: Asks a service of the platform, that of an endpoint's handler, with metadata (None: as nobody).
+Ask = Callable[[str, Any, Mapping[str, str] | None], Awaitable[dict[str, Any]]]
 
 #: An access token with fewer seconds left is replaced before it is used.
 FRESH = 60.0
@@ -27,12 +30,33 @@ FRESH = 60.0
 REMEMBERED = 1000
 
 
-class Account:
-    """``boot`` says where auth is and where logins are kept; its ``token`` wins over those."""
+def directly(boot: Bootstrap, dialer: Dialer) -> Ask:
+    """Asks auth, or an auth cache, where it listens."""
 
-    def __init__(self, boot: Bootstrap, dialer: Dialer) -> None:
+    async def ask(
+        endpoint: str, request: Any, metadata: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        service = endpoint.partition(".")[0].lower()
+        wanted = service == "authcache"
+        places = [a for a in boot.auths if ("authcache" in a) is wanted]
+        direct = Direct(dialer, places, service)
+        try:
+            return await direct.call(
+                endpoint, request, dict[str, Any], metadata=metadata or {AUTHORIZATION: ""}
+            )
+        finally:
+            await direct.close()
+
+    return ask
+
+
+class Account:
+    """``boot`` says where logins are kept; its ``token`` wins over those. ``ask`` reaches auth and
+    its caches."""
+
+    def __init__(self, boot: Bootstrap, ask: Ask) -> None:
         self._boot = boot
-        self._dialer = dialer
+        self._ask = ask
         self._logins = Logins(boot.credentials) if boot.credentials != Path() else None
         self._known: Login | None = None
         self._looked = False
@@ -71,7 +95,7 @@ class Account:
             if known is None or known.expires - time.time() > FRESH:
                 return known
             try:
-                tokens = await self._ask("Auth.Refresh", {"token": known.refresh})
+                tokens = await self._ask("Auth.Refresh", {"token": known.refresh}, None)
             except Unauthorized:
                 await asyncio.to_thread(logins.write, self._boot.place, None)
                 return None
@@ -88,20 +112,6 @@ class Account:
             return made
         finally:
             await asyncio.to_thread(lock.__exit__, None, None, None)
-
-    async def _ask(
-        self, endpoint: str, request: Any, metadata: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        service = endpoint.partition(".")[0].lower()
-        wanted = service == "authcache"
-        places = [a for a in self._boot.auths if ("authcache" in a) is wanted]
-        direct = Direct(self._dialer, places, service)
-        try:
-            return await direct.call(
-                endpoint, request, dict[str, Any], metadata=metadata or {AUTHORIZATION: ""}
-            )
-        finally:
-            await direct.close()
 
     def itself(self, namespace: str, service: str) -> dict[str, str]:
         """What is said to a service of the platform that is called without asking first."""

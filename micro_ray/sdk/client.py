@@ -23,8 +23,9 @@ from micro_ray.network import Stream
 from micro_ray.network.network import Network
 from micro_ray.router import Entry, Filter
 from micro_ray.router.table import Table, home
-from micro_ray.sdk.account import Account
-from micro_ray.settings import Bootstrap, bootstrap, load
+from micro_ray.sdk.account import Account, directly
+from micro_ray.sdk.environments import by_settings
+from micro_ray.settings import Bootstrap, load
 from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.enrolment import OnDemand
 from micro_ray.wire.identity import Identified
@@ -32,21 +33,25 @@ from micro_ray.wire.protocol import limits_of
 from micro_ray.wire.router import Follower
 from micro_ray.wire.schema import Reader, write
 
-if TYPE_CHECKING:  # it loads what makes passes, which only replicas need
+if TYPE_CHECKING:  # they load gRPC, and what makes passes: few need that
+    from micro_ray.sdk.remote import Door
     from micro_ray.wire.trust import Holder
 
 __all__ = ["AsyncClient"]
 
 #: Seconds that the first call waits for a route table.
 FIRST_TABLE = 5.0
-#: The same where the sockets of routers are there and nobody listens.
+#: Seconds that a door has to say what there is.
+FIRST_ENTRIES = 10.0
+#: Seconds that the first call waits where the sockets of routers are there and nobody listens.
 GONE = 0.5
 
 
 class AsyncClient:
     """An ``async with`` that calls services by name.
 
-    ``bootstrap`` says where the platform is (default: from the settings). A client speaks for one
+    ``bootstrap`` says where the platform is (default: from the settings); one of another machine is
+    called through its gRPC door, with what goes through that. A client speaks for one
     namespace, that of ``bootstrap``. Under a call that is being served the namespace of that call
     takes its place, and its deadline, trace and request id go along. It is known as ``holder``, the
     identity of a replica, or as whoever is logged in here (``micro login``). ``table`` is the route
@@ -66,24 +71,26 @@ class AsyncClient:
         self._stack = contextlib.AsyncExitStack()
         self.table = Table()
         self._follower: Follower | None = None
-        self._network: Network | None = None
+        self._network: Network | Door | None = None
         self._account: Account | None = None
+        self._opened = False
         self._holder = holder
         self._reader = Reader()
 
     async def __aenter__(self) -> AsyncClient:
-        if self._follower is not None:
+        if self._opened:
             raise BadRequest("client", "a client is opened once; make another")
-        boot = self._boot or bootstrap(load())
+        self._opened = True
+        boot = self._boot or by_settings(load())
+        if boot.door:
+            await self._through(boot)
+            return self
         identity = self._identity
         if identity is None and boot.network.tls != "never":
             identity = client = OnDemand(boot)
             self._stack.push_async_callback(client.close)
         dialer = await self._known(boot, identity)
-        if self._account is not None and boot.namespace == DEFAULT_NAMESPACE:
-            # Who is logged in to another namespace means that one, unless he says otherwise.
-            boot = replace(boot, namespace=self._account.namespace or boot.namespace)
-        self._boot = boot
+        self._boot = boot = self._meant(boot)
         self._follower = await self._stack.enter_async_context(
             Follower(dialer, boot.routers, self.table)
         )
@@ -91,13 +98,32 @@ class AsyncClient:
         self._stack.push_async_callback(self._network.close)
         return self
 
+    async def _through(self, boot: Bootstrap) -> None:
+        """Call through the door of another machine."""
+        from micro_ray.sdk.remote import Door, DoorAccount  # late: few need gRPC
+
+        door = Door(boot)
+        self._stack.push_async_callback(door.close)
+        self._account = DoorAccount(boot, door)
+        await self._account.look()
+        self._boot = self._meant(boot)
+        self._network = door
+
+    def _meant(self, boot: Bootstrap) -> Bootstrap:
+        """With the namespace that is meant: who is logged in to another one means that, unless he
+        says otherwise."""
+        if self._account is None or boot.namespace != DEFAULT_NAMESPACE:
+            return boot
+        return replace(boot, namespace=self._account.namespace or boot.namespace)
+
     async def _known(self, boot: Bootstrap, identity: Identified | None) -> WireDialer:
         """What dials as who this is: the replica whose client it is, or who is logged in here."""
         limits = limits_of(boot.wire)
         if self._holder is not None:
             own = self._holder.passes.itself
             return WireDialer(limits=limits, identity=identity, credentials=own)
-        account = Account(boot, WireDialer(limits=limits, identity=identity))
+        nobody = WireDialer(limits=limits, identity=identity)
+        account = Account(boot, directly(boot, nobody))
         await account.look()
         self._account = account
         return WireDialer(limits=limits, identity=identity, credentials=account.itself)
@@ -221,15 +247,18 @@ class AsyncClient:
 
     async def services(self) -> list[str]:
         """The names of the services that can be called."""
-        await self._ready()
-        assert self._boot is not None
-        return self.table.services(self._boot.namespace)
+        return sorted({entry.service for entry in await self.entries()})
 
     async def entries(self) -> list[Entry]:
         """The services with their endpoints and types."""
         await self._ready()
         assert self._boot is not None
-        return self.table.entries(self._boot.namespace)
+        if self._follower is not None:
+            return self.table.entries(self._boot.namespace)
+        found: list[Entry] = await self.call(
+            "router", "Table.Entries", {}, into=list[Entry], timeout=FIRST_ENTRIES
+        )
+        return found
 
     def _check_known(self) -> None:
         """Raises Unauthorized for nobody, who is shown no services, where the platform asks."""
@@ -237,9 +266,11 @@ class AsyncClient:
         if asked and self._account is not None and not self._account.itself("micro", "router"):
             raise Unauthorized("client", "you are not logged in: micro login") from None
 
-    async def _ready(self, timeout: float | None = None) -> Network:
-        if self._network is None or self._follower is None:
+    async def _ready(self, timeout: float | None = None) -> Network | Door:
+        if self._network is None:
             raise BadRequest("client", "use the client inside `async with`")
+        if self._follower is None:
+            return self._network
         if not self._follower.ready.is_set() and not self.table.size:
             await self._first_table(self._follower, timeout)
             if self._network is None:

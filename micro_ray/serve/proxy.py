@@ -39,8 +39,8 @@ from micro_ray.network.network import Network
 from micro_ray.serve.catalogue import Catalogues
 from micro_ray.serve.forms import SAID, Form
 from micro_ray.serve.heads import head_of, text_of
-from micro_ray.serve.statuses import DETAILS, code_of, details_of, message_of
 from micro_ray.settings import Proxy as ProxySettings
+from micro_ray.wire.statuses import DETAILS, code_of, details_of, message_of
 
 __all__ = ["Proxy", "split"]
 

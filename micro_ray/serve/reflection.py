@@ -25,7 +25,7 @@ from micro_ray.serve import health
 from micro_ray.serve.catalogue import Catalogues
 from micro_ray.serve.descriptors import Description
 from micro_ray.serve.heads import head_of, text_of
-from micro_ray.serve.statuses import code_of, message_of
+from micro_ray.wire.statuses import code_of, message_of
 
 __all__ = ["NAMES", "Reflection"]
 

@@ -15,7 +15,7 @@ import pytest
 
 from bench.stack import Server, micro
 from micro_ray.serve.health import Status, question, status_in
-from micro_ray.serve.statuses import code_of, error_of
+from micro_ray.wire.statuses import code_of, error_of
 from tests.fixtures.explorer import Explorer
 from tests.fixtures.wait import PROMPT, eventually
 from tests.journeys.conftest import Driver, Source

@@ -63,13 +63,17 @@ class Verb:
 
 
 class Guarded:
-    def __init__(self, here: Here, network: Network, http: httpx.AsyncClient, channel: Any) -> None:
+    def __init__(
+        self, here: Here, network: Network, http: httpx.AsyncClient, channel: Any, port: int = 0
+    ) -> None:
         assert here.authority is not None
         self.here = here
         self.authority: Authority = here.authority
         self.network = network
         self.http = http
         self.channel = channel
+        #: Of the gRPC door, on 127.0.0.1.
+        self.port = port
         self._dialer = WireDialer()
 
     def verbs(self) -> list[Verb]:
@@ -171,4 +175,4 @@ async def guarded() -> AsyncIterator[Guarded]:
         stack.push_async_callback(listener.stop, 0.0)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{listener.bound}")
         stack.push_async_callback(channel.close)
-        yield Guarded(here, network, http, channel)
+        yield Guarded(here, network, http, channel, listener.bound)

@@ -87,4 +87,5 @@ def lonely(here_folder: Path) -> Iterator[Terminal]:
     """A terminal where no server runs."""
     with tempfile.TemporaryDirectory(prefix="ml-") as name:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MICRO_", "_MICRO_"))}
-        yield Terminal(clean | {"MICRO_STATE": os.path.realpath(name)}, here_folder)
+        own = {"MICRO_STATE": os.path.realpath(name), "MICRO_CREDENTIALS": f"{name}/login.json"}
+        yield Terminal(clean | own, here_folder)

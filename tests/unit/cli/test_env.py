@@ -22,6 +22,7 @@ async def test_what_is_in_force(lonely: Terminal, here_folder: Path) -> None:
     rows = (await there.inside("env", "-o", "json")).json()
     state = lonely.environ["MICRO_STATE"]
     assert rows == {
+        "environment": "local",
         "state": state,
         "run": f"{state}/run",
         "namespace": "micro",

@@ -21,7 +21,7 @@ from micro_ray.limits.pressure import Pressure
 from micro_ray.limits.rules import Rules
 from micro_ray.serve.grpc_listener import GrpcListener
 from micro_ray.serve.health import question
-from micro_ray.serve.statuses import DETAILS
+from micro_ray.wire.statuses import DETAILS
 from tests.fixtures.wait import PROMPT, eventually
 from tests.unit.api import services
 from tests.unit.api.services import Probe

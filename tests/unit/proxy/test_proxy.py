@@ -15,7 +15,7 @@ from micro_ray import Service
 from micro_ray.context import Context
 from micro_ray.errors import CODES, BadRequest, MicroError, NotFound, from_dict, make
 from micro_ray.serve.proxy import split
-from micro_ray.serve.statuses import DETAILS, code_of, details_of, error_of
+from micro_ray.wire.statuses import DETAILS, code_of, details_of, error_of
 from tests.unit.api import services
 from tests.unit.api.services import Probe
 from tests.unit.proxy.door import SETTINGS, opened
