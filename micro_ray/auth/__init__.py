@@ -258,8 +258,8 @@ class Auth(abc.ABC):
     ``by`` is who asks; nobody may log in and refresh. Common to all verbs: BadRequest
     for names and values that cannot be, Unauthorized for nobody where somebody is needed, Forbidden
     for who may not, Unavailable when the store cannot be reached. Who administers the namespace
-    ``micro``, and its services, may act in every namespace; others in their own. Nobody gives a
-    scope or a kind that he does not hold himself.
+    ``micro``, and the platform's processes, may act in every namespace; others in their own. Nobody
+    gives a scope or a kind that he does not hold himself.
     """
 
     async def __aenter__(self) -> Auth:
@@ -350,8 +350,8 @@ class Auth(abc.ABC):
         namespace: str = DEFAULT,
         by: Caller,
     ) -> Tokens:
-        """An access token for a process, which has no account. For services of ``micro`` and who
-        administers it."""
+        """An access token for a process, which has no account. For the platform's processes and who
+        administers ``micro``."""
 
     @abc.abstractmethod
     async def inspect(self, token: str) -> Identity:
@@ -413,8 +413,8 @@ class Auth(abc.ABC):
     ) -> AsyncIterator[Update]:
         """Everything, or what has changed since a ``mark`` of an update, then what changes, for
         ever; everything again after a gap. Of a namespace other than ``micro``: its rules, all
-        keys, all revocations. For services of ``micro`` and who administers it; a service of
-        another namespace gets what is of its own."""
+        keys, all revocations. For the platform's processes and who administers ``micro``; a service
+        of another namespace, or who administers it, gets what is of its own."""
 
     @abc.abstractmethod
     async def ensure_admin(self, id: str = "admin") -> str:
@@ -424,7 +424,7 @@ class Auth(abc.ABC):
     @abc.abstractmethod
     async def note(self, *entries: Audit, by: Caller) -> None:
         """Enter denials of doors and services among what was done; their ids are given here. For
-        services of ``micro``, as the two that follow."""
+        the platform's processes, as the two that follow."""
 
     @abc.abstractmethod
     async def audits(self, *, limit: int = 100, by: Caller) -> list[Audit]:
