@@ -43,13 +43,14 @@ async def test_tls_always(source: Source, driver: Driver) -> None:
             await asyncio.to_thread(micro, up, "run", "--driver", kind, folder)
         listed = json.loads(micro(up, "certs", "list", "-o", "json"))
         assert {
-            "api", "auth", "broker", "certs", "config", "events", "limits", "network",
-            "peers-process", "peers-ray", "registry", "router", "runtime", "store",
+            "api", "auth", "authcache", "broker", "certs", "config", "events", "limits", "network",
+            "peers-process", "peers-ray", "proxy", "registry", "router", "runtime", "store",
         } == {row["service"] for row in listed}  # fmt: skip
         assert "mutual TLS (network.tls always)" in micro(up, "doctor")
         rows = json.loads(micro(up, "network", "routes", "-o", "json"))
         ports = [a for row in rows for a in row["addresses"] if a.startswith("tcp:")]
-        assert len(ports) >= len(listed) - 2  # the doors do not listen to frames
+        doors = sum(row["service"] in ("api", "proxy") for row in listed)
+        assert len(ports) >= len(listed) - doors  # they do not listen to frames
         for address in ports:
             with pytest.raises(Refused):
                 await WireDialer().dial(address, timeout=10)
