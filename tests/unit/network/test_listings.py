@@ -69,7 +69,8 @@ async def test_over_frames(here: Here) -> None:
     ask = here.client.call
 
     assert set(await ask("network", "Network.Services")) == {
-        "broker", "config", "events", "greeter", "limits", "network", "registry", "router", "store",
+        "broker", "certs", "config", "events", "greeter", "limits", "network", "registry", "router",
+        "store",
     }  # fmt: skip
     nodes = {row["id"]: row for row in await ask("network", "Network.Nodes")}
     assert nodes["g1"]["service"] == "greeter"
@@ -77,12 +78,12 @@ async def test_over_frames(here: Here) -> None:
     assert await ask("network", "Network.Nodes", {"namespace": "other"}) == []
     (route,) = await ask("network", "Network.Routes", {"service": "Greeter"})
     assert (route["id"], route["version"], route["weight"]) == ("g1", "2", 7)
-    assert len(await ask("network", "Network.Routes")) == 9
+    assert len(await ask("network", "Network.Routes")) == 10
     graph = await ask("network", "Network.Graph")
     assert graph["namespace"] == "micro"
     assert graph["services"]["greeter"] == [{"id": "g1", "version": "2", "host": ""}]
     status = await ask("network", "Network.Status")
-    assert (status["stale"], status["routes"]) == (False, 9)
+    assert (status["stale"], status["routes"]) == (False, 10)
     assert status["epoch"]
 
 
@@ -109,7 +110,7 @@ async def test_the_routers_own_endpoints(here: Here) -> None:
     assert await ids(address=row["addresses"][0]) == ["g1"]
     rows = await ask("router", "Table.Read", {"service": "greeter"})
     assert [row["id"] for row in rows] == ["g1", "g2"]
-    assert len(await ask("router", "Table.Read")) == 10
+    assert len(await ask("router", "Table.Read")) == 11
     assert await ask("router", "Table.Read", {"namespace": "other"}) == []
     entries = await ask("router", "Table.Entries")
     (entry,) = [e for e in entries if e["service"] == "greeter" and e["version"] == "2"]
@@ -128,7 +129,8 @@ async def test_the_registrys_own_endpoints(here: Here) -> None:
     assert (service["name"], service["nodes"][0]["weight"]) == ("far", 100)
     names = {row["name"] for row in await ask("registry", "Registry.ListServices")}
     assert names == {
-        "broker", "config", "events", "far", "limits", "network", "registry", "router", "store",
+        "broker", "certs", "config", "events", "far", "limits", "network", "registry", "router",
+        "store",
     }  # fmt: skip
     assert await ask("registry", "Registry.Renew", {"nodes": ["n1", "n2"]}) == ["n2"]
     await ask("registry", "Registry.Deregister", {"node": "n1"})

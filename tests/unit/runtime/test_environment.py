@@ -37,7 +37,8 @@ async def environment(
 ) -> Mapping[str, str]:
     """What a process finds when it begins, before a shell adds to it."""
 
-    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]), admit=admit)
+    options = {} if admit is None else {"admit": admit, "identify": lambda replica: "token key"}
+    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]), **options)
     running = await driver.start(shop.replica(workload), workload)
     try:
         found = await eventually(lambda: Path(f"/proc/{running.pid}/environ").read_bytes())
@@ -64,6 +65,7 @@ async def test_all_of_it_is_on_the_page_and_nothing_else_is_there(
     monkeypatch.setenv("MICRO_TEST_SECRET", "ours")
     found = await environment(shop, sleeper(gpu=1.0, env={"MOOD": "good"}), admit)
     assert found["MICRO_TICKET"] == f"for {found['MICRO_INSTANCE']}"
+    assert found["MICRO_IDENTITY"] == "token key"
     unlisted = {name for name in found if not listed(name)}
     assert unlisted == {"MOOD"}
     assert {listed(name) for name in found} - {""} == set(LISTED)
