@@ -190,7 +190,9 @@ def reach(settings: Settings, name: str = "") -> tuple[Environment, Bootstrap]:
     boot = bootstrap(settings)
     if found.is_local:
         return found, boot
-    return found, replace(boot, door=found.address, ca=found.ca, place=found.address)
+    # Nothing of this machine's platform is true of another's.
+    elsewhere = replace(boot, registry=(), routers=(), auths=(), certs=(), platform="", identity="")
+    return found, replace(elsewhere, door=found.address, ca=found.ca, place=found.address)
 
 
 def by_settings(settings: Settings) -> Bootstrap:

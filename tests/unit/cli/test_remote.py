@@ -195,6 +195,8 @@ async def test_failures(jane: Terminal) -> None:
     assert (done.code, done.raw) == (1, b"")
     assert json.loads(done.err)["code"] == 409
     assert (await jane.inside("call", "nobody", "Nobody.Call")).code == 4
+    both = jane.within(MICRO_PLATFORM="key of the platform that runs here")
+    assert (await both.inside("call", "nobody", "Nobody.Call")).code == 4
     done = await jane.inside("call", "toolbox", "Toolbox.Nix")
     assert (done.code, "No endpoint" in done.err) == (5, True)
     done = await jane.inside("hellowrld", "call")
