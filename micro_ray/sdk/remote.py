@@ -207,18 +207,21 @@ class Door:
 
 
 class DoorStream(Stream):
-    """Both directions of a call. Each is for one task at a time."""
+    """Both directions of a call."""
 
     def __init__(self, call: Any, door: Door) -> None:
         self._call = call
         self._door = door
         self._reading: asyncio.Task[Any] | None = None
+        self._sending = asyncio.Lock()
 
     async def send(self, message: bytes) -> None:
-        await self._asked(self._call.write(message))
+        async with self._sending:
+            await self._asked(_sent(self._call, message))
 
     async def end(self) -> None:
-        await self._asked(self._call.done_writing())
+        async with self._sending:
+            await self._asked(self._call.done_writing())
 
     async def receive(self) -> bytes | None:
         # Who stops waiting for a message must not end the call, as gRPC's own reading does.
@@ -241,7 +244,7 @@ class DoorStream(Stream):
         except grpc.aio.AioRpcError as error:
             code, said = error.code(), error.details() or ""
             raise self._door.error(code, said, error.trailing_metadata()) from None
-        except asyncio.InvalidStateError:  # the call has ended
+        except (asyncio.InvalidStateError, grpc.aio.InternalError):  # the call takes no more
             raise await self._end() from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -250,11 +253,32 @@ class DoorStream(Stream):
             raise
 
     async def _end(self) -> MicroError:
+        """Why it takes no more, as far as that is known while there are answers to be read."""
+        if not self._call.done() or self._call.cancelled():
+            return Cancelled("client", "the call has ended")
         code = await self._call.code()
-        if code is grpc.StatusCode.OK or self._call.cancelled():
+        if code is grpc.StatusCode.OK:
             return Cancelled("client", "the call has ended")
         said, trailing = await self._call.details(), await self._call.trailing_metadata()
         return self._door.error(code, said or "", trailing)
+
+
+async def _sent(call: Any, message: bytes) -> None:
+    """What gRPC's ``write`` does, but for one thing: when the service has ended the call before it
+    has read everything, that puts "Internal error from Core" over what the service has said, and
+    answers that have not been read are lost (grpc/grpc#36066). Raises InternalError then."""
+    await call.wait_for_connection()
+    if call.done():
+        raise asyncio.InvalidStateError
+    within = getattr(call, "_cython_call", None)
+    if within is None:  # another gRPC than those that are known
+        await call.write(message)
+        return
+    try:
+        await within.send_serialized_message(message)
+    except asyncio.CancelledError:
+        call.cancel()  # half a message may be on its way
+        raise
 
 
 class DoorAccount(Account):

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from micro_ray import AsyncClient, Service, errors
+from micro_ray.network import Stream
 from micro_ray.sdk.authority import ITSELF
 from micro_ray.sdk.logins import Login, Logins
 from micro_ray.sdk.remote import Door
@@ -38,8 +39,16 @@ async def at() -> AsyncIterator[Guarded]:
     async def call() -> None:
         raise errors.TooManyRequests("busy", "later", 1.5)
 
+    hasty = Service("hasty")
+
+    @hasty.endpoint(name="Hasty.Call")
+    async def ends(numbers: AsyncIterator[int]) -> AsyncIterator[int]:
+        for value in range(5):
+            yield value
+        raise errors.Conflict("hasty", "enough")
+
     async with guarded() as found:
-        for service in (services.toolbox(), services.streams(), busy):
+        for service in (services.toolbox(), services.streams(), busy, hasty):
             await found.here.serve(service)
         yield found
 
@@ -130,6 +139,35 @@ async def test_a_stream_that_is_left_ends_at_the_service(client: AsyncClient, at
                        if status.service == "streams")  # fmt: skip
 
     await eventually(over)
+
+
+async def test_a_service_that_ends_first_is_heard(client: AsyncClient) -> None:
+    """What it has said, and why it ended, though requests go on."""
+    for _ in range(30):
+        async with await client.open("hasty", "Hasty.Call") as stream:
+            sender = asyncio.create_task(_on_and_on(stream))
+            try:
+                await eventually(sender.done, within=PROMPT)
+                for value in range(5):
+                    assert await stream.receive() == to_json(value)
+                with pytest.raises(errors.Conflict, match="enough"):
+                    await stream.receive()
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _on_and_on(stream: Stream) -> None:
+    with contextlib.suppress(errors.MicroError):
+        while True:
+            await stream.send(b"1")
+
+
+async def test_messages_of_many_tasks(client: AsyncClient) -> None:
+    async with await client.open("streams", "Streams.Total") as stream:
+        await asyncio.gather(*(stream.send(to_json({"value": 1})) for _ in range(200)))
+        await stream.end()
+        assert await stream.receive() == to_json({"value": 200})
 
 
 async def test_what_making_a_request_raises(client: AsyncClient) -> None:
