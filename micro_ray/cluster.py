@@ -34,6 +34,7 @@ from micro_ray.actors.backends import broker, events, registry
 from micro_ray.actors.placement import Machine, with_addresses
 from micro_ray.auth.passes import PrivateKey
 from micro_ray.errors import BadRequest, Conflict, MicroError, Unavailable
+from micro_ray.files import replace_file
 from micro_ray.runtime.waiting import in_thread
 from micro_ray.settings import PLATFORM_FILE, RAY_NAMESPACE, Settings, here
 
@@ -375,9 +376,7 @@ def _environment(settings: Settings, token: Path) -> dict[str, str]:
         os.environ[LIFE] = str(settings.state)
     if settings.ray.auth == "token" and settings.ray.address == "local":
         if not token.exists():
-            descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
+            replace_file(token, secrets.token_hex(32).encode())
         joining["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(joining)

@@ -15,11 +15,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from micro_ray.errors import InternalError, PreconditionFailed, Unavailable
+from micro_ray.files import locked, replace_file
 
 __all__ = ["KeyFile", "Keys"]
 
@@ -107,14 +108,15 @@ class KeyFile:
                 pass
             with self._locked():
                 if not self._path.exists():
-                    self._write(_line(self._noun))
+                    replace_file(self._path, _line(self._noun).encode())
             return self._load()
 
     def _rotate(self) -> Keys:
         self._current()
         with _system(self._path, self._noun), self._locked():
             text = self._path.read_text()
-            self._write(text if text.endswith("\n") else text + "\n", _line(self._noun))
+            text = text if text.endswith("\n") else text + "\n"
+            replace_file(self._path, f"{text}{_line(self._noun)}".encode())
             return self._load()
 
     def _load(self) -> Keys:
@@ -132,34 +134,9 @@ class KeyFile:
             self._seen = seen
             return self._keys
 
-    def _write(self, *parts: str) -> None:
-        """Put the file in place whole: a process that is killed meanwhile leaves the old one."""
-        new = self._path.with_name(self._path.name + ".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """One process at a time adds a key."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(
-            self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return locked(self._path.with_name(f"{self._path.name}.lock"))
 
 
 def _place(noun: str, namespace: str, path: str) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
 import sqlite3
 import threading
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from micro_ray.errors import InternalError, Unavailable
+from micro_ray.files import fsync_folder
 
-__all__ = ["Database", "failure", "fsync_folder", "make_folder"]
+__all__ = ["Database", "failure", "make_folder"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -304,12 +304,3 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
         fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Put on disk what is in a folder, by name."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -30,6 +30,7 @@ from micro_ray.auth import DEFAULT, PLATFORM, Identity, Kind
 from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import BadRequest
+from micro_ray.files import replace_file
 
 __all__ = ["LIFE", "PASS", "SCHEME", "TOKEN", "Issuer", "Passes", "PrivateKey", "platform"]
 
@@ -65,11 +66,7 @@ class PrivateKey:
     def kept(cls, path: Path) -> PrivateKey:
         """The one in a file, made with it. Raises BadRequest for a file with something else."""
         if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(cls().text)
-                file.flush()
-                os.fsync(file.fileno())
+            replace_file(path, cls().text.encode())
         try:
             return cls(path.read_text().strip())
         except ValueError:

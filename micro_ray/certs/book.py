@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from micro_ray.errors import TooManyRequests, Unavailable
+from micro_ray.files import replace_file
 
 __all__ = ["MAX_LIVE", "Book", "Entry"]
 
@@ -114,14 +115,7 @@ class Book:
         now = self._now()
         self._tickets = {id: e for id, e in self._tickets.items() if e.until > now}
         kept = {id(e): e for e in (*self._tickets.values(), *self.live)}
-        new = self._path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.writelines(map(_line, kept.values()))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        replace_file(self._path, "".join(map(_line, kept.values())).encode())
         self._lines = len(kept)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from micro_ray.certs import Authority, Identity, Issued, Root, Roots
 from micro_ray.certs.keys import signed_text
 from micro_ray.errors import BadRequest, Forbidden, MicroError, Unavailable
+from micro_ray.files import locked, replace_file
 
 __all__ = ["LocalAuthority", "public_key"]
 
@@ -229,35 +229,19 @@ class LocalAuthority(Authority):
         """Whole or not at all, also when the machine stops."""
         path = path or self._path
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        new = path.with_suffix(".new")
         try:
-            new.unlink(missing_ok=True)
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(private + _pem(every))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            replace_file(path, private + _pem(every))
         except OSError as error:
             raise Unavailable("certs", f"{path} cannot be written: {error}") from None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._folder / "authority.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise Unavailable("certs", f"{self._folder} cannot be written: {error}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._folder / "authority.lock"))
+            except OSError as error:
+                raise Unavailable("certs", f"{self._folder} cannot be written: {error}") from None
             yield
-        finally:
-            os.close(lock)
 
 
 def public_key(request: bytes) -> ec.EllipticCurvePublicKey:

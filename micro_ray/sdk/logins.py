@@ -3,8 +3,7 @@ command line writes it; it and every client read it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,11 +43,9 @@ class Logins:
                 known[place] = login
             self._file.write({name: asdict(row) for name, row in known.items()})
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Alone among the commands: a refresh token is good once."""
-        with self._file.locked("refresh"):
-            yield
+        return self._file.locked("refresh")
 
     def _load(self) -> dict[str, Login]:
         try:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from micro_ray.errors import PreconditionFailed
+from micro_ray.files import locked, replace_file
 
 __all__ = ["PrivateFile"]
 
@@ -53,24 +52,8 @@ class PrivateFile:
 
     def write(self, rows: dict[str, Any]) -> None:
         """Replace all of it, within :meth:`locked`. Who reads meanwhile has what was, or is."""
-        new = self.path.with_name(f"{self.path.name}.new")
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            os.fchmod(file.fileno(), 0o600)
-            json.dump(rows, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self.path)
+        replace_file(self.path, json.dumps(rows).encode())
 
-    @contextlib.contextmanager
-    def locked(self, what: str = "lock") -> Iterator[None]:
+    def locked(self, what: str = "lock") -> AbstractContextManager[None]:
         """Alone among the processes."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(
-            self.path.with_name(f"{self.path.name}.{what}"), os.O_RDWR | os.O_CREAT, 0o600
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return locked(self.path.with_name(f"{self.path.name}.{what}"))

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from micro_ray.errors import InternalError, MicroError, NotFound, Unavailable
-from micro_ray.sqlite import failure, fsync_folder, make_folder
+from micro_ray.files import fsync_folder
+from micro_ray.sqlite import failure, make_folder
 from micro_ray.store import (
     DEFAULT,
     MAX_KEYS,
