@@ -6,11 +6,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from micro_ray.auth import DEFAULT, Key, Revocation, Rule, Update
+from micro_ray.parts import cut, joined
 
 __all__ = ["Known", "join", "narrowed", "split", "wide"]
 
@@ -20,8 +18,8 @@ PART = 2**19
 FEW = 100
 #: Revocations that may be kept before those whose time is over are looked for.
 LITTLE = 100
-
-_encode = msgspec.msgpack.Encoder().encode
+#: What makes an update large.
+NAMES = ("rules", "gone", "revoked")
 
 
 class Known:
@@ -124,42 +122,14 @@ def wide(namespace: str | None) -> str | None:
 
 def split(update: Update) -> Iterator[Update]:
     """The update, in parts where a message may not hold it; all but the last say ``more``."""
-    names = ("rules", "gone", "revoked")
-    if sum(len(getattr(update, name)) for name in names) <= FEW:
+    if sum(len(getattr(update, name)) for name in NAMES) <= FEW:
         yield update
         return
-    bare = replace(update, rules=(), gone=(), revoked=(), more=True)
-    part: dict[str, list[Any]] = {name: [] for name in names}
-    room = PART
-    for name in names:
-        for item in getattr(update, name):
-            size = len(_encode(item))
-            if size > room and room < PART:
-                yield _part(bare, part)
-                bare = replace(bare, keys=None)
-                part, room = {each: [] for each in names}, PART
-            part[name].append(item)
-            room -= size
-    yield replace(_part(bare, part), more=False)
-
-
-def _part(bare: Update, part: dict[str, list[Any]]) -> Update:
-    return replace(
-        bare,
-        rules=tuple(part["rules"]),
-        gone=tuple(part["gone"]),
-        revoked=tuple(part["revoked"]),
-    )
+    for number, part in enumerate(cut(update, NAMES, PART)):
+        yield replace(part, keys=None) if number else part
 
 
 def join(parts: Sequence[Update]) -> Update:
     """The update whose parts these are, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[-1],
-        keys=parts[0].keys,
-        rules=tuple(pair for part in parts for pair in part.rules),
-        gone=tuple(pair for part in parts for pair in part.gone),
-        revoked=tuple(one for part in parts for one in part.revoked),
-    )
+    whole = joined(parts, NAMES)
+    return whole if len(parts) == 1 else replace(whole, keys=parts[0].keys)

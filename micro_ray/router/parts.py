@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from micro_ray.context import DEFAULT_NAMESPACE
+from micro_ray.parts import cut, joined
 from micro_ray.router import Delta, Entry, Route
 from micro_ray.router.table import home
 
@@ -18,8 +16,8 @@ __all__ = ["join", "seen", "split"]
 PART = 2**20
 #: Deltas of no more routes and entries than these are passed on unmeasured.
 FEW_ROUTES, FEW_ENTRIES = 100, 4
-
-_encode = msgspec.msgpack.Encoder().encode
+#: What makes a delta large.
+NAMES = ("gone", "routes", "gone_entries", "entries")
 
 
 def split(delta: Delta) -> Iterator[Delta]:
@@ -30,29 +28,7 @@ def split(delta: Delta) -> Iterator[Delta]:
     ):
         yield delta
         return
-    names = ("gone", "routes", "gone_entries", "entries")
-    bare = replace(delta, gone=(), routes=(), gone_entries=(), entries=(), more=True)
-    part: dict[str, list[Any]] = {name: [] for name in names}
-    room = PART
-    for name in names:
-        for item in getattr(delta, name):
-            size = len(_encode(item))
-            if size > room and room < PART:
-                yield _part(bare, part)
-                part, room = {each: [] for each in names}, PART
-            part[name].append(item)
-            room -= size
-    yield replace(_part(bare, part), more=False)
-
-
-def _part(bare: Delta, part: dict[str, list[Any]]) -> Delta:
-    return replace(
-        bare,
-        gone=tuple(part["gone"]),
-        routes=tuple(part["routes"]),
-        gone_entries=tuple(part["gone_entries"]),
-        entries=tuple(part["entries"]),
-    )
+    yield from cut(delta, NAMES, PART)
 
 
 def seen(delta: Delta, namespace: str) -> Delta:
@@ -73,12 +49,4 @@ def seen(delta: Delta, namespace: str) -> Delta:
 
 def join(parts: Sequence[Delta]) -> Delta:
     """The delta whose parts these are, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[-1],
-        gone=tuple(gone for part in parts for gone in part.gone),
-        routes=tuple(route for part in parts for route in part.routes),
-        gone_entries=tuple(gone for part in parts for gone in part.gone_entries),
-        entries=tuple(entry for part in parts for entry in part.entries),
-    )
+    return joined(parts, NAMES)
