@@ -60,7 +60,8 @@ class Account:
         self._logins = Logins(boot.credentials) if boot.credentials != Path() else None
         self._known: Login | None = None
         self._looked = False
-        self._passes: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        #: By the token that they are of, too: a pass ends with it.
+        self._passes: dict[tuple[str, str, str], tuple[float, dict[str, str]]] = {}
         self._turn = asyncio.Lock()
 
     @property
@@ -127,12 +128,13 @@ class Account:
         service = service.lower()
         if service in PLATFORM:
             return bearer
-        found = self._passes.get((namespace, service))
+        place = (token, namespace, service)
+        found = self._passes.get(place)
         if found is None or found[0] < time.time():
             request = {"namespace": namespace, "service": service}
             given = await self._ask("AuthCache.Pass", request, bearer)
             found = (float(given["renew"]), dict(given["metadata"]))
             if len(self._passes) >= REMEMBERED:
                 self._passes.clear()
-            self._passes[namespace, service] = found
+            self._passes[place] = found
         return dict(found[1])
