@@ -12,7 +12,7 @@ import base64
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jwt
@@ -88,6 +88,14 @@ class Denials:
     def take(self, most: int) -> list[Audit]:
         """The oldest."""
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def put_back(self, entries: Sequence[Audit]) -> None:
+        """Have those wait again that could not be entered; for which there is no more room are
+        counted."""
+        room = WAITING - len(self._waiting)
+        kept = entries[max(0, len(entries) - room) :]
+        self.dropped += len(entries) - len(kept)
+        self._waiting.extendleft(reversed(kept))
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -98,7 +98,8 @@ class Trust:
                 try:
                     await direct.call("Auth.Note", {"entries": entries}, object)
                 except MicroError as error:
-                    log.info("%d denials are not told: %s", len(entries), error)
+                    log.info("%d denials are not told yet: %s", len(entries), error)
+                    self.denials.put_back(entries)
                     await direct.elsewhere()
         finally:
             await direct.close()

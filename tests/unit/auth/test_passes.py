@@ -227,3 +227,17 @@ def test_what_is_no_key(text: str) -> None:
         PrivateKey(text)
     assert PrivateKey(KEY.text).public == KEY.public
     assert KEY.text not in repr(KEY)
+
+
+def test_what_cannot_be_entered_waits_again_in_its_place() -> None:
+    at = Place()
+    for name in "abcd":
+        at.denials.add(at.account(name), STORE, "acme", "no")
+    first = at.denials.take(2)
+    at.denials.put_back(first)
+    assert [entry.by for entry in at.denials.take(9)] == [f"acme/{name}" for name in "abcd"]
+    for number in range(WAITING - 1):
+        at.denials.add(at.account(str(number)), STORE, "acme", "no")
+    at.denials.put_back(first)
+    assert (len(at.denials), at.denials.dropped) == (WAITING, 1)
+    assert at.denials.take(1)[0].by == "acme/b"
