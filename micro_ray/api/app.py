@@ -222,16 +222,13 @@ class Api:
         self, visitor: Visitor, target: Target, scope: Scope, headers: Mapping[bytes, bytes]
     ) -> dict[str, str]:
         """What of who asks goes on to the service."""
-        found = dict(self.visitors.along(visitor, target.service))
-        found["micro-namespace"] = visitor.namespace
-        if target.service == "auth":
-            if self.visitors.guard is None and b"authorization" in headers:
-                # Nobody looks at it here: auth does, and whoever else got it might use it.
-                found["authorization"] = headers[b"authorization"].decode("latin-1")
-            client = scope.get("client")
-            if client:
-                found["micro-source"] = str(client[0])
-        return found
+        client = scope.get("client")
+        return self.visitors.along(
+            visitor,
+            target.service,
+            credential=headers.get(b"authorization", b""),
+            source=str(client[0]) if client else "",
+        )
 
     def limited(self, visitor: Visitor, target: Target) -> Admission | None:
         """What lets a call in, to be released when it is over; None: :meth:`obtain` it. Raises

@@ -17,6 +17,7 @@ from micro_ray.auth.callers import Denials, bearer_of
 from micro_ray.auth.checks import namespace_of
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
+from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
 
@@ -142,11 +143,23 @@ class Visitors:
         guard = self.guard
         return guard is None or guard.decide(visitor.identity, resource, visitor.namespace).allowed
 
-    def along(self, visitor: Visitor, service: str) -> Mapping[str, str]:
-        """What he goes on with to a service; not to be changed."""
-        if self._passes is None:
-            return {}
-        return self._passes.to(home(visitor.namespace, service), service, visitor.identity)
+    def along(
+        self, visitor: Visitor, service: str, *, credential: bytes = b"", source: str = ""
+    ) -> dict[str, str]:
+        """The metadata with which he goes on to a service. Auth is told from where he comes
+        (``source``), and his credential as he has given it, where nobody looks at it here: whoever
+        gets a token may use it."""
+        found: dict[str, str] = {}
+        if self._passes is not None:
+            place = home(visitor.namespace, service)
+            found.update(self._passes.to(place, service, visitor.identity))
+        found["micro-namespace"] = visitor.namespace
+        if service == "auth":
+            if credential and self.guard is None:
+                found[AUTHORIZATION] = credential.decode("latin-1")
+            if source:
+                found["micro-source"] = source
+        return found
 
 
 def _cookie(header: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ async def ground(stack: contextlib.AsyncExitStack, settings: Settings, name: str
     """All of it, closed with the stack. It waits a little for the first route table: a door
     without one listens, and says 503 until one comes."""
     boot = bootstrap(settings, {})
-    dialer, visitors = await _known(stack, settings, name)
+    dialer, visitors = await _known(stack, settings, boot.auths, name)
     table = Table()
     follower = await stack.enter_async_context(Follower(dialer, boot.routers, table))
     network = Network(table, dialer, host=boot.host, settings=boot.network)
@@ -73,7 +73,7 @@ async def ground(stack: contextlib.AsyncExitStack, settings: Settings, name: str
 
 
 async def _known(
-    stack: contextlib.AsyncExitStack, settings: Settings, name: str
+    stack: contextlib.AsyncExitStack, settings: Settings, auths: Sequence[str], name: str
 ) -> tuple[WireDialer, Visitors]:
     """How the door is known inside, and how it knows who comes."""
     namespace, domain = settings.namespace, settings.api.domain
@@ -85,7 +85,7 @@ async def _known(
     key = PrivateKey(settings.key)
     passes = platform(key, name)
     dialer = WireDialer(limits=limits, identity=identity, credentials=passes.itself)
-    trust = Trust(dialer, bootstrap(settings, {}).auths, settings.auth, platform=key.public)
+    trust = Trust(dialer, auths, settings.auth, platform=key.public)
     await stack.enter_async_context(trust)
     return dialer, Visitors(
         trust.guard,

@@ -139,9 +139,7 @@ class Proxy(grpc.GenericRpcHandler):
         self.in_flight += 1
         try:
             self._check()
-            metadata = self._metadata(sent, visitor, target.service)
-            if target.service == "auth":
-                metadata["micro-source"] = _source(context.peer())
+            metadata = self._metadata(context, sent, visitor, target.service)
             admission = await self._admitted(visitor, target)
             catalogue = self._catalogues.of(visitor.namespace)
             form = Form(catalogue, target, sent.get(SAID, ""))
@@ -174,16 +172,19 @@ class Proxy(grpc.GenericRpcHandler):
         call = (visitor.namespace, visitor.account, target.service, target.endpoint)
         return self._gate.admit(*call) or await self._gate.obtain(*call)
 
-    def _metadata(self, sent: Metadata, visitor: Visitor, service: str) -> dict[str, str]:
-        """What goes on to the service. Where nobody looks at the credential here it goes to auth
-        alone: whoever gets a token may use it."""
-        credential = sent.get("authorization", "")
-        _, made = metadata_of(head_of(sent))
+    def _metadata(
+        self, context: Any, sent: Metadata, visitor: Visitor, service: str
+    ) -> dict[str, str]:
+        """What goes on to the service."""
+        head = head_of(sent)
+        _, made = metadata_of(head)
         rest = {k: v for k, v in sent.items() if not k.startswith(OWN) and k not in HOP}
-        if credential and service == "auth" and self._visitors.guard is None:
-            rest["authorization"] = credential
-        made |= self._visitors.along(visitor, service)
-        made["micro-namespace"] = visitor.namespace
+        made |= self._visitors.along(
+            visitor,
+            service,
+            credential=head.get(b"authorization", b""),
+            source=_source(context.peer()),
+        )
         if self._gate is not None:
             made[ADMITTED] = "1"
         return {**rest, **made}
