@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.measure import quantile
+from bench.measure import latencies
 from bench.stack import ROOT
 
 __all__ = ["run"]
@@ -95,19 +95,9 @@ async def run(*, quick: bool) -> str:
         finally:
             child.kill()
             await child.wait()
-    rows = (("write to watcher", reached), ("write acknowledged", took))
-    return "\n".join(
-        [
-            f"**A write of config reaches {WATCHERS} watchers ({writes} writes, SQLite)**",
-            "",
-            "| | p50 ms | p99 ms | max ms |",
-            "|---|---|---|---|",
-            *(
-                f"| {what} | {quantile(times, 0.5) * 1e3:.2f} | {quantile(times, 0.99) * 1e3:.2f} "
-                f"| {max(times) * 1e3:.2f} |"
-                for what, times in rows
-            ),
-        ]
+    rows = {"write to watcher": reached, "write acknowledged": took}
+    return latencies(
+        f"A write of config reaches {WATCHERS} watchers ({writes} writes, SQLite)", rows
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bench.measure import quantile
+from bench.measure import latencies
 from micro_ray.auth import Resource, Rule
 from micro_ray.auth.cache import Status
 from micro_ray.errors import MicroError
@@ -132,13 +132,5 @@ async def run(*, quick: bool) -> str:
             for _ in range(times):
                 took += await one()
     load = os.getloadavg()[0]
-    lines = [
-        f"**A change of auth is in force at {PROCESSES * EACH} guards** (load {load:.1f})",
-        "",
-        "| | p50 ms | p99 ms | max ms |",
-        "|---|---|---|---|",
-    ]
-    for what, took in rows.items():
-        values = (quantile(took, 0.5), quantile(took, 0.99), max(took))
-        lines.append(f"| {what} | {' | '.join(f'{value * 1e3:.1f}' for value in values)} |")
-    return "\n".join(lines)
+    guards = f"A change of auth is in force at {PROCESSES * EACH} guards (load {load:.1f})"
+    return latencies(guards, rows, digits=1)

@@ -11,7 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Figure", "Sample", "calls", "interleave", "machine", "quantile", "table"]
+__all__ = [
+    "Figure", "Sample", "calls", "interleave", "latencies", "machine", "quantile", "table",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,15 @@ def machine() -> str:
         f"{os.cpu_count()} x {models[0] if models else platform.machine()}, {memory:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}"
     )
+
+
+def latencies(title: str, rows: Mapping[str, list[float]], digits: int = 2) -> str:
+    """Quantiles of seconds, as a table of milliseconds."""
+    lines = [f"**{title}**", "", "| | p50 ms | p99 ms | max ms |", "|---|---|---|---|"]
+    for what, took in rows.items():
+        values = (quantile(took, 0.5), quantile(took, 0.99), max(took))
+        lines.append(f"| {what} | {' | '.join(f'{value * 1e3:.{digits}f}' for value in values)} |")
+    return "\n".join(lines)
 
 
 def table(title: str, figures: Mapping[str, Figure], base: str) -> str:

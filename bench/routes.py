@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench.measure import quantile
+from bench.measure import latencies
 from bench.stack import ROOT
 from micro_ray.registry import Instance, Node
 from micro_ray.registry.memory import MemoryRegistry
@@ -47,16 +47,7 @@ async def run(*, quick: bool) -> str:
                 f"a node registers ({changes} times)": await _added(folder, tables, changes),
                 f"a node's process is killed ({kills} times)": await _killed(folder, tables, kills),
             }
-    lines = [
-        f"**A route change reaches {WATCHERS} watchers**",
-        "",
-        "| | p50 ms | p99 ms | max ms |",
-        "|---|---|---|---|",
-    ]
-    for what, took in rows.items():
-        values = (quantile(took, 0.5), quantile(took, 0.99), max(took))
-        lines.append(f"| {what} | {' | '.join(f'{value * 1e3:.2f}' for value in values)} |")
-    return "\n".join(lines)
+    return latencies(f"A route change reaches {WATCHERS} watchers", rows)
 
 
 async def _added(folder: Path, tables: Sequence[Table], changes: int) -> list[float]:
