@@ -9,15 +9,13 @@ who come that way.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from ray import serve
 
 from micro_ray.api.app import Api, lifespan
-from micro_ray.errors import Unavailable
-from micro_ray.serve.door import ground, hosting
-from micro_ray.serve.listener import Listener, drain_of
+from micro_ray.serve.door import Door, Ground, hosting
+from micro_ray.serve.listener import Listener
 from micro_ray.settings import Settings
 
 __all__ = ["NAME", "application"]
@@ -26,19 +24,12 @@ __all__ = ["NAME", "application"]
 NAME = "api"
 
 
-class ApiDoor:
+class ApiDoor(Door):
     """One replica of the door."""
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
-        self._stack = contextlib.AsyncExitStack()
-        try:
-            await self._open(settings)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+    name = NAME
 
-    async def _open(self, settings: Settings) -> None:
-        on = await ground(self._stack, settings, NAME)
+    def listener(self, settings: Settings, on: Ground) -> Listener:
         self.api = Api(
             on.network,
             on.table,
@@ -48,18 +39,7 @@ class ApiDoor:
             pressure=on.pressure,
             visitors=on.visitors,
         )
-        self._listener = Listener(self.api, settings.api.host, settings.api.port, settings.api)
-        await self._listener.start()
-        drain, _ = drain_of(settings.runtime.drain_timeout)
-        self._stack.push_async_callback(self._listener.stop, drain)
-
-    async def check_health(self) -> None:
-        """Serve replaces a replica whose listener is gone."""
-        if not self._listener.serving:
-            raise Unavailable("api", "the listener of this replica has ended")
-
-    async def __del__(self) -> None:
-        await self._stack.aclose()
+        return Listener(self.api, settings.api.host, settings.api.port, settings.api)
 
 
 class Mount:
@@ -82,10 +62,10 @@ def application(settings: Settings, *, address: str = "") -> serve.Application:
     ``address`` is that of the one on whose loopback interface it listens."""
     ingress: Any = serve.ingress(Mount())(ApiDoor)
 
-    class Door(ingress):  # type: ignore[misc]  # made by Serve at run time
+    class Mounted(ingress):  # type: ignore[misc]  # made by Serve at run time
         async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
             await super().__init__(settings)
             self.app.target = self.api
 
     options = hosting(settings, NAME, settings.api.replicas, address)
-    return serve.deployment(**options)(Door).bind(settings)
+    return serve.deployment(**options)(Mounted).bind(settings)

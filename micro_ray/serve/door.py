@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from micro_ray.actors.identity import identified
 from micro_ray.actors.member import limits_of
 from micro_ray.api.visitors import Visitors
 from micro_ray.auth.passes import PrivateKey, platform
+from micro_ray.errors import Unavailable
 from micro_ray.limits import Limit
 from micro_ray.limits.gate import Gate
 from micro_ray.limits.pressure import Pressure
@@ -25,7 +26,7 @@ from micro_ray.wire.gate import Supply
 from micro_ray.wire.router import Follower
 from micro_ray.wire.trust import Trust
 
-__all__ = ["Ground", "ground", "hosting"]
+__all__ = ["Door", "Ground", "ground", "hosting"]
 
 #: Seconds a door waits for its first route table before it listens without one.
 FIRST_TABLE = 10.0
@@ -95,6 +96,47 @@ async def _known(
         denials=trust.denials,
         informed=trust.informer.ready,
     )
+
+
+class Listening(Protocol):
+    """What listens for a door; ``serving`` until it has ended."""
+
+    @property
+    def serving(self) -> bool: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self, drain: float) -> None: ...
+
+
+class Door:
+    """One replica of a door, which listens by itself."""
+
+    #: Of the Serve application, the deployment and the platform service.
+    name = ""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
+        self._stack = contextlib.AsyncExitStack()
+        try:
+            self._listener = self.listener(settings, await ground(self._stack, settings, self.name))
+            await self._listener.start()
+            drain, _ = drain_of(settings.runtime.drain_timeout)
+            self._stack.push_async_callback(self._listener.stop, drain)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    def listener(self, settings: Settings, on: Ground) -> Listening:
+        """What listens, on this ground; it is started and stopped here."""
+        raise NotImplementedError
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose listener is gone."""
+        if not self._listener.serving:
+            raise Unavailable(self.name, "the listener of this replica has ended")
+
+    async def __del__(self) -> None:
+        await self._stack.aclose()
 
 
 def hosting(settings: Settings, name: str, replicas: int, address: str) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from ray import serve
 
 from micro_ray.errors import Unavailable
 from micro_ray.serve.catalogue import Catalogues
-from micro_ray.serve.door import ground, hosting
+from micro_ray.serve.door import Door, Ground, hosting
 from micro_ray.serve.grpc_listener import GrpcListener
 from micro_ray.serve.health import NAME as HEALTH
 from micro_ray.serve.health import Health, Status, question, status_in
-from micro_ray.serve.listener import drain_of
 from micro_ray.serve.proxy import Proxy
 from micro_ray.serve.reflection import Reflection
 from micro_ray.settings import Settings
@@ -28,19 +27,12 @@ __all__ = ["NAME", "answers", "application"]
 NAME = "proxy"
 
 
-class ProxyDoor:
+class ProxyDoor(Door):
     """One replica of the door."""
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
-        self._stack = contextlib.AsyncExitStack()
-        try:
-            await self._open(settings)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+    name = NAME
 
-    async def _open(self, settings: Settings) -> None:
-        on = await ground(self._stack, settings, NAME)
+    def listener(self, settings: Settings, on: Ground) -> GrpcListener:
         leaving, catalogues = asyncio.Event(), Catalogues(on.table)
         proxy = Proxy(
             on.network,
@@ -52,21 +44,10 @@ class ProxyDoor:
         )
         health = Health(on.table, on.visitors, ready=on.ready, leaving=leaving)
         reflection = Reflection(catalogues, on.visitors, leaving=leaving)
-        self._listener = GrpcListener([health, reflection, proxy], settings.proxy, leaving)
-        await self._listener.start()
-        drain, _ = drain_of(settings.runtime.drain_timeout)
-        self._stack.push_async_callback(self._listener.stop, drain)
-
-    async def check_health(self) -> None:
-        """Serve replaces a replica whose listener is gone."""
-        if not self._listener.serving:
-            raise Unavailable("proxy", "the listener of this replica has ended")
+        return GrpcListener([health, reflection, proxy], settings.proxy, leaving)
 
     async def __call__(self) -> None:
         """Serve has no route to this door."""
-
-    async def __del__(self) -> None:
-        await self._stack.aclose()
 
 
 def application(settings: Settings, *, address: str = "") -> serve.Application:
