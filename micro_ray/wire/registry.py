@@ -65,20 +65,6 @@ class _Face:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def _check(self, namespace: str, node: str, service: str = "") -> None:
-        """Who has proved who he is registers himself and nobody else. Raises Forbidden."""
-        peer = current().peer
-        if not peer.startswith(SCHEME):
-            return
-        who = Identity.parse(peer)
-        if (who.namespace, who.node) != (namespace, node) or service not in ("", who.service):
-            raise Forbidden(
-                "registry",
-                f"{who.node}, which is {who.service} of {who.namespace}, is not the node {node}"
-                + (f" of {service}" if service else "")
-                + f" of {namespace}",
-            )
-
     async def attach(self, messages: AsyncIterator[Attach]) -> AsyncIterator[Attached]:
         """Register a node for as long as this stream lasts; empty messages renew, another
         instance of the same node replaces what was registered."""
@@ -90,14 +76,12 @@ class _Face:
         try:
             async for message in messages:
                 given = message.instance
-                if given is not None:
-                    _may_register(given)
                 if given is None and mine is None:
                     raise BadRequest("registry", "the first message must have an instance")
                 if given is not None:
+                    _may_register(given)
                     if mine is not None and key != (given.namespace, given.node.id):
                         raise BadRequest("registry", f"this stream is of the node {key[1]}")
-                    self._check(given.namespace, given.node.id, given.service)
                     mine, ttl = given, message.ttl
                     key = (mine.namespace, mine.node.id)
                     await self._registry.register(given, ttl=ttl, holder=holder)
@@ -119,20 +103,19 @@ class _Face:
     ) -> None:
         """Register a node for ``ttl`` seconds."""
         _may_register(instance)
-        self._check(instance.namespace, instance.node.id, instance.service)
         await self._registry.register(instance, ttl=ttl, holder=holder)
 
     async def renew(self, nodes: list[str], namespace: str = "") -> list[str]:
         """Renew leases; the answer are the nodes that are unknown."""
         space = current().within(namespace)
         for node in nodes:
-            self._check(space, node)
+            _is_own(space, node)
         return await self._registry.renew(space, nodes)
 
     async def deregister(self, node: str, namespace: str = "", holder: str = "") -> None:
         """Remove a node; with a holder, only when this was the last who registered it."""
         space = current().within(namespace)
-        self._check(space, node)
+        _is_own(space, node)
         await self._registry.deregister(space, node, holder=holder)
 
     async def get_service(self, service: str, namespace: str = "") -> list[Service]:
@@ -167,13 +150,28 @@ class _Face:
 
 
 def _may_register(instance: Instance) -> None:
-    """Raises Forbidden for a node of another namespace, and for one that would pass for a service
-    of the platform."""
+    """Raises Forbidden for a node of another namespace, for one that would pass for a service of
+    the platform, and for another than oneself."""
     context = current()
-    if context.within(instance.namespace) and context.whose is None:
-        return
-    if instance.service.lower() in PLATFORM:
+    context.within(instance.namespace)
+    if context.whose is not None and instance.service.lower() in PLATFORM:
         raise Forbidden("registry", f"{instance.service} is a service of the platform")
+    _is_own(instance.namespace, instance.node.id, instance.service)
+
+
+def _is_own(namespace: str, node: str, service: str = "") -> None:
+    """Who has proved who he is is that node, and no other. Raises Forbidden."""
+    peer = current().peer
+    if not peer.startswith(SCHEME):
+        return
+    who = Identity.parse(peer)
+    if (who.namespace, who.node) != (namespace, node) or service not in ("", who.service):
+        raise Forbidden(
+            "registry",
+            f"{who.node}, which is {who.service} of {who.namespace}, is not the node {node}"
+            + (f" of {service}" if service else "")
+            + f" of {namespace}",
+        )
 
 
 def endpoints(registry: Registry) -> Endpoints:
