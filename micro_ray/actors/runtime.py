@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from micro_ray.actors.identity import admit, needed
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
-from micro_ray.auth import SERVICE
 from micro_ray.auth.passes import Issuer, PrivateKey
 from micro_ray.runtime import LogLine, Progress, Replica, Status, Workload
+from micro_ray.runtime.admission import Admission, Admit
 from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.ray import RayDriver
@@ -41,14 +42,12 @@ class RuntimeActor(Member):
             namespace=settings.namespace,
             limit=settings.runtime.max_source,
         )
-        identify = self._identify() if settings.key else None
-        admitting = admit if needed(settings) else None
+        admitting = self._admit()
         drivers = {
             "ray": RayDriver(
                 settings.state,
                 self.bootstrap,
                 archive=archives.packed,
-                identify=identify,
                 admit=admitting,
                 log_limit=settings.runtime.log_bytes,
             ),
@@ -56,7 +55,6 @@ class RuntimeActor(Member):
                 settings.state,
                 environ=service_environ(self.bootstrap, settings),
                 known=table.has,
-                identify=identify,
                 anchor=settings.anchor,
                 admit=admitting,
                 grace=settings.runtime.drain_timeout,
@@ -76,17 +74,19 @@ class RuntimeActor(Member):
         )
         return face.endpoints(self.backend)
 
-    def _identify(self) -> Callable[[Replica], str]:
-        """Gives each replica a key of its own and the access token that names it."""
-        auth = self.settings.auth
-        issuer = Issuer(PrivateKey(self.settings.key), auth.issuer, auth.audience, auth.process_ttl)
+    def _admit(self) -> Admit | None:
+        """Lets replicas in: with a ticket where TCP is TLS, a token where everybody is asked."""
+        settings, ticketed = self.settings, needed(self.settings)
+        if not settings.key:
+            return admit if ticketed else None
+        auth = settings.auth
+        issuer = Issuer(PrivateKey(settings.key), auth.issuer, auth.audience, auth.process_ttl)
 
-        def identify(replica: Replica) -> str:
-            own = PrivateKey()
-            token = issuer.issue(replica.id, replica.namespace, (SERVICE,), own.public)
-            return f"{token} {own.text}"
+        async def admitting(replica: Replica) -> Admission:
+            given = await admit(replica) if ticketed else Admission()
+            return replace(given, identity=issuer.identity(replica.id, replica.namespace))
 
-        return identify
+        return admitting
 
     async def stop(self) -> None:
         """Stop all replicas in good order; what is desired stays as it is."""

@@ -26,7 +26,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from micro_ray.auth import DEFAULT, PLATFORM, Identity, Kind
+from micro_ray.auth import DEFAULT, PLATFORM, SERVICE, Identity, Kind
 from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import BadRequest
@@ -178,3 +178,9 @@ class Issuer:
                 key=public,
             )
         )
+
+    def identity(self, id: str, namespace: str, scopes: tuple[str, ...] = (SERVICE,)) -> str:
+        """What a replica is started with (``MICRO_IDENTITY``): a token for a key of its own, and
+        the key."""
+        own = PrivateKey()
+        return f"{self.issue(id, namespace, scopes, own.public)} {own.text}"

@@ -1,9 +1,10 @@
-"""How a replica that is being started comes to its identity: with a ticket for its own name."""
+"""How a replica that is being started comes to its identity: for TLS with a ticket for its own
+name, for its calls with a token of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from micro_ray.runtime import Replica
 from micro_ray.settings import Bootstrap
@@ -13,10 +14,13 @@ __all__ = ["Admission", "Admit", "admitted", "variables"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """What a replica is given: a ticket, and the roots (PEM) of who takes it."""
+    """What a replica is given: a ticket, and the roots (PEM) of who takes it, where TCP is TLS; and
+    the token and key by which it is known as a caller, where everybody is asked. Blank where it
+    needs none."""
 
-    ticket: str = field(repr=False)
-    roots: str = field(repr=False)
+    ticket: str = field(default="", repr=False)
+    roots: str = field(default="", repr=False)
+    identity: str = field(default="", repr=False)
 
 
 #: Lets a replica in, as a node of the service that is named as its workload is. Raises Unavailable.
@@ -25,15 +29,10 @@ Admit = Callable[[Replica], Awaitable[Admission]]
 
 async def admitted(boot: Bootstrap, replica: Replica, admit: Admit | None) -> Bootstrap:
     """``boot`` with what a replica needs."""
-    if admit is None:
-        return boot
-    given = await admit(replica)
-    return replace(boot, ticket=given.ticket, roots=given.roots)
+    return boot if admit is None else replace(boot, **asdict(await admit(replica)))
 
 
 async def variables(replica: Replica, admit: Admit | None) -> dict[str, str]:
     """The same for the environment of a process."""
-    if admit is None:
-        return {}
-    given = await admit(replica)
-    return {"MICRO_TICKET": given.ticket, "MICRO_ROOTS": given.roots}
+    given = {} if admit is None else asdict(await admit(replica))
+    return {f"MICRO_{name.upper()}": value for name, value in given.items() if value}

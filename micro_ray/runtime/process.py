@@ -43,8 +43,7 @@ class ProcessDriver(Driver):
     """``state`` has the folders of sources, logs and status files. ``environ`` is what every
     process gets; ``known(namespace, id)`` says whether a replica has registered; ``anchor`` is the
     pid whose end ends all (0: none). ``machine`` keeps the books of cores, GPUs and memory;
-    ``admit`` and ``identify`` are where the identity of a replica begins, for TLS and for its
-    calls."""
+    ``admit`` is where the identity of a replica begins, if it needs one."""
 
     def __init__(
         self,
@@ -52,7 +51,6 @@ class ProcessDriver(Driver):
         *,
         environ: Mapping[str, str],
         known: Callable[[str, str], bool],
-        identify: Callable[[Replica], str] | None = None,
         anchor: int = 0,
         grace: float = 30.0,
         log_limit: int = 16 * 2**20,
@@ -62,7 +60,6 @@ class ProcessDriver(Driver):
         self._state = state
         self._environ = dict(environ)
         self._known = known
-        self._identify = identify
         self._anchor = anchor
         self._grace = grace
         self._log_limit = log_limit
@@ -115,8 +112,6 @@ class ProcessDriver(Driver):
             "MICRO_SERVICE_VERSION": workload.version,
             **secrets,
         }
-        if self._identify is not None:
-            environ["MICRO_IDENTITY"] = self._identify(replica)
         if given.devices:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, given.devices))
         return {

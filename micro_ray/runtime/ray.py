@@ -144,14 +144,12 @@ class RayDriver(Driver):
         *,
         archive: Callable[[str, str], Awaitable[bytes]],
         admit: Admit | None = None,
-        identify: Callable[[ReplicaState], str] | None = None,
         log_limit: int = 16 * 2**20,
     ) -> None:
         self._state = state
         self._boot = boot
         self._archive = archive
         self._admit = admit
-        self._identify = identify
         self._log_limit = log_limit
         self._actors: dict[str, Any] = {}
         #: Of the replicas on other machines: the nodes there, and who copies their logs.
@@ -166,12 +164,7 @@ class RayDriver(Driver):
             await to_its_end(asyncio.ensure_future(self._discard(replica, creating)))
             raise
         self._actors[replica.id] = actor
-        boot = replace(
-            self._boot,
-            namespace=workload.namespace,
-            version=workload.version,
-            identity="" if self._identify is None else self._identify(replica),
-        )
+        boot = replace(self._boot, namespace=workload.namespace, version=workload.version)
         try:
             await self._placed(replica, actor, workload)
             boot = await admitted(boot, replica, self._admit)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from micro_ray.auth import ADMIN, SERVICE, Identity, Kind, Tokens
+from micro_ray.auth import ADMIN, Identity, Kind, Tokens
 from micro_ray.auth.cache import Cache
 from micro_ray.auth.passes import Issuer, Passes, PrivateKey, platform
 from micro_ray.auth.passwords import Passwords
@@ -71,11 +71,6 @@ class Authority:
             "auth": auth_face.endpoints(self.auth),
             "authcache": cache_face.endpoints(self.cache, self.passes("authcache"), self.issuer),
         }
-
-    def identity(self, id: str, namespace: str, scopes: Sequence[str] = (SERVICE,)) -> str:
-        """What a replica is started with: ``Bootstrap.identity``."""
-        own = PrivateKey()
-        return f"{self.issuer.issue(id, namespace, tuple(scopes), own.public)} {own.text}"
 
     async def login(
         self, id: str, namespace: str = "micro", *, scopes: Sequence[str] = ()

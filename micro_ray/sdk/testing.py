@@ -138,7 +138,7 @@ class Here:
         boot = self.bootstrap
         if self.authority is not None:
             id = instance or service.name
-            boot = replace(boot, identity=self.authority.identity(id, boot.namespace))
+            boot = replace(boot, identity=self.authority.issuer.identity(id, boot.namespace))
         await service.start(boot, instance)
         self._stack.push_async_callback(service.stop)
         await self.known(service.name, service.node)

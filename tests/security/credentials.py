@@ -179,7 +179,7 @@ async def no_scope(at: Guarded, verb: Verb) -> tuple[dict[str, str], int]:
 
 
 async def a_process_without_its_key(at: Guarded, verb: Verb) -> tuple[dict[str, str], int]:
-    token, _, _ = at.authority.identity("replica-1", "micro").rpartition(" ")
+    token, _, _ = at.authority.issuer.identity("replica-1", "micro").rpartition(" ")
     return bearer(token), 401
 
 
@@ -194,14 +194,14 @@ async def a_pass_by_a_strangers_key(at: Guarded, verb: Verb) -> tuple[dict[str, 
 
 async def a_pass_of_another_replicas_token(at: Guarded, verb: Verb) -> tuple[dict[str, str], int]:
     """Its own key, and a token that names another."""
-    token, _, _ = at.authority.identity("replica-1", "micro").rpartition(" ")
+    token, _, _ = at.authority.issuer.identity("replica-1", "micro").rpartition(" ")
     own = Identity(id="replica-1", kind=Kind.SERVICE, scopes=("service",))
     return Passes(PrivateKey(), own, token=lambda: token).itself("micro", verb.service), 401
 
 
 async def a_replica_that_speaks_for_another(at: Guarded, verb: Verb) -> tuple[dict[str, str], int]:
     """What a pass of a replica says of who calls is not believed: it is the replica that calls."""
-    token, _, key = at.authority.identity("replica-1", "acme").rpartition(" ")
+    token, _, key = at.authority.issuer.identity("replica-1", "acme").rpartition(" ")
     admin = Identity(id="admin", kind=Kind.ADMIN, scopes=("admin",), token="t" * 32)
     private = PrivateKey(key)
     made = Passes(private, admin, token=lambda: token).itself("micro", verb.service)

@@ -136,7 +136,9 @@ async def test_a_replica_renews_its_identity(at: Guarded) -> None:
 
 async def test_a_replica_may_not_register_as_a_service_of_the_platform(at: Guarded) -> None:
     impostor = Service("store")
-    boot = replace(at.here.bootstrap, token="", identity=at.authority.identity("x-1", "micro"))
+    boot = replace(
+        at.here.bootstrap, token="", identity=at.authority.issuer.identity("x-1", "micro")
+    )
     starting = asyncio.create_task(impostor.start(boot, "x-1"))
     with pytest.raises((Forbidden, TimeoutError)):
         async with asyncio.timeout(3):

@@ -88,7 +88,7 @@ async def tenants() -> AsyncIterator[Tenants]:
         async def call() -> str:
             return UNSAID
 
-        own = replace(boot, token="", identity=at.authority.identity("hush-1", "other"))
+        own = replace(boot, token="", identity=at.authority.issuer.identity("hush-1", "other"))
         await service.start(own, f"{UNSAID}-1")
         try:
             async with AsyncClient(boot) as other:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from micro_ray.runtime import Replica
+from micro_ray.runtime.admission import Admission
 from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.reconcile import Reconciler
@@ -51,11 +53,16 @@ async def runtime(at: Guarded) -> AsyncIterator[None]:
         settings = load({"MICRO_STATE": name, "MICRO_RUN": str(boot.run)})
         network = await at.here.network("runtime")
         store, folder = RemoteStore(network), Path(name)
+
+        async def admit(replica: Replica) -> Admission:
+            own = at.authority.issuer.identity(replica.id, replica.namespace)
+            return Admission(identity=own)
+
         driver = ProcessDriver(
             folder,
             environ=service_environ(boot, settings),
             known=network.table.has,
-            identify=lambda replica: at.authority.identity(replica.id, replica.namespace),
+            admit=admit,
             anchor=os.getpid(),
             grace=2.0,
         )

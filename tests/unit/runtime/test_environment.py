@@ -29,7 +29,7 @@ ALWAYS = {name for name, when in LISTED.items() if not when.startswith("if ")}
 
 
 async def admit(replica: Replica) -> Admission:
-    return Admission(ticket=f"for {replica.id}", roots="PEM")
+    return Admission(ticket=f"for {replica.id}", roots="PEM", identity="token key")
 
 
 async def environment(
@@ -37,8 +37,7 @@ async def environment(
 ) -> Mapping[str, str]:
     """What a process finds when it begins, before a shell adds to it."""
 
-    options = {} if admit is None else {"admit": admit, "identify": lambda replica: "token key"}
-    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]), **options)
+    driver = shop.driver(machine=Machine(cpu=1, memory=0, devices=[3]), admit=admit)
     running = await driver.start(shop.replica(workload), workload)
     try:
         found = await eventually(lambda: Path(f"/proc/{running.pid}/environ").read_bytes())
