@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from micro_ray.actors.auth import SELF, TOPIC, publish
 from micro_ray.auth import Audit, Rule
-from micro_ray.errors import Unavailable
+from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.store.memory import MemoryStore
 from tests.fixtures.auths import ROOT, over
@@ -61,3 +62,12 @@ async def test_it_waits_for_events_and_comes_once() -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("time", [float("inf"), float("nan"), -1.0, 1e300])
+async def test_an_entry_has_a_time_that_can_be(time: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="ap-") as name:
+        async with MemoryStore() as store, over(store, Path(name), Clock()) as auth:
+            entry = Audit(id="", time=time, action="x", by="", namespace="micro")
+            with pytest.raises(BadRequest, match="seconds since 1970"):
+                await auth.note(entry, by=ROOT)
