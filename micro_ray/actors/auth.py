@@ -54,6 +54,9 @@ class AuthActor(Member):
     """The verbs of :class:`~micro_ray.auth.Auth`. ``by`` is an access token."""
 
     service = "auth"
+    #: Its backend asks itself, by ``by``; what it does not is for everybody, and the first account
+    #: for who owns the machine.
+    asks = False
 
     async def open(self) -> Endpoints:
         settings = self.settings
