@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
 from micro_ray.finding import Finding
 from micro_ray.nats_url import Place
+from micro_ray.nats_walls import walled
 
 __all__ = ["examine"]
 
@@ -16,7 +18,12 @@ PATIENCE = 2.0
 
 
 async def examine(
-    place: Place, info: Mapping[str, Any], why: str, noun: str = "broker"
+    place: Place,
+    info: Mapping[str, Any],
+    why: str,
+    noun: str = "broker",
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> list[Finding]:
     """For a noun: ``info`` is what the server that we are connected to says of itself; without one
     ``why`` says what is in the way."""
@@ -35,7 +42,9 @@ async def examine(
     if down:
         mend = f"Start what is down, or correct {noun}.url"
         return [_bad(noun, f"{told}; not in reach: {away}. {mend}")]
-    return [Finding(check=noun, good=True, text=told)]
+    # Not wrong by itself: servers that nobody else uses need no walls.
+    walls = await walled(place, tls)
+    return [Finding(check=noun, good=True, text=f"{told}; {walls}" if walls else told)]
 
 
 async def _answers(server: str) -> str:

@@ -60,7 +60,7 @@ class Link:
     ) -> None:
         self.place = place
         self._noun = noun
-        self._tls = tls
+        self.tls = tls
         self._patience = patience
         self._client: GuardedClient | None = None
         self._inbox = f"_INBOX.{os.urandom(11).hex()}."
@@ -273,8 +273,8 @@ class Link:
             options |= {"user": place.user, "password": place.password}
         if place.token:
             options["token"] = place.token
-        if self._tls is not None:
-            options["tls"] = self._tls
+        if self.tls is not None:
+            options["tls"] = self.tls
         await client.connect(
             [f"{scheme}://{server}" for server in place.servers],
             name=f"micro-{self._noun}",

@@ -104,7 +104,7 @@ class NatsBroker(Broker):
         """Of NATS: which servers answer, and what they are."""
         client = self._client if self._up.is_set() else None
         info = dict(client._server_info) if client is not None else {}
-        return await examine(self._place, info, self._why)
+        return await examine(self._place, info, self._why, tls=self._tls)
 
     # -- verbs -----------------------------------------------------------------------------------
 

@@ -130,7 +130,9 @@ class JetStreamEvents(Events):
 
     async def examine(self) -> list[Finding]:
         """Whether the servers are reached, and how full JetStream is there."""
-        found = await examine(self._link.place, self._link.info, self._link.why, "events")
+        found = await examine(
+            self._link.place, self._link.info, self._link.why, "events", tls=self._link.tls
+        )
         if not self._link.info:
             return found
         try:
