@@ -142,6 +142,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "ray.auth": ("token", "disabled"),
     "auth.mode": ("on", "off"),
     "network.tls": ("auto", "always", "never"),
+    "store.isolation": ("auto", "server", "query"),
 }
 
 T = TypeVar("T", "Settings", "Bootstrap")
@@ -211,9 +212,12 @@ class Registry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """``url``: ``sqlite:///path`` (blank path: ``<state>/store``), ``memory://``,
-    ``postgres://user:password@host:port/database`` or ``cockroach://...`` the same."""
+    ``postgres://user:password@host:port/database`` or ``cockroach://...`` the same. ``isolation``
+    of those two: "server" has the database keep namespaces apart by row level security, "query"
+    leaves it to the queries, "auto" is the first where PostgreSQL can and the second elsewhere."""
 
     url: str = "sqlite://"
+    isolation: str = "auto"
     max_value: int = 8 * 2**20
     max_key: int = 1024
 

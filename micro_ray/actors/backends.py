@@ -81,7 +81,7 @@ async def examine(settings: Settings) -> list[Finding]:
     if settings.store.url.partition("://")[0] in POSTGRES:
         from micro_ray.store.postgres_health import examine_url
 
-        found += await examine_url(settings.store.url)
+        found += await examine_url(settings.store.url, settings.store.isolation)
     return found
 
 
@@ -99,7 +99,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         # The driver is loaded by the processes that use it: each start of an actor would pay.
         from micro_ray.store.postgres import PostgresStore
 
-        store = PostgresStore(settings.store.url)
+        store = PostgresStore(settings.store.url, isolation=settings.store.isolation)
     elif scheme == "memory":
         if settings.pools.store > 1:
             raise BadRequest(

@@ -18,8 +18,8 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from typing import Any
 
 from micro_ray.errors import MicroError, NotFound, Unavailable
 from micro_ray.finding import Finding
@@ -36,15 +36,17 @@ from micro_ray.store import (
     checks,
 )
 from micro_ray.store.postgres_blobs import Blobs
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_database import PATIENCE, Database
 from micro_ray.store.postgres_health import examine
+from micro_ray.store.postgres_isolation import EVERYTHING
+from micro_ray.store.postgres_lists import Lists
 from micro_ray.store.postgres_plan import Job, Place
-from micro_ray.store.postgres_pool import Connection
 from micro_ray.store.postgres_reads import Reads
+from micro_ray.store.postgres_statement import Statement
 from micro_ray.store.postgres_url import parse
 from micro_ray.store.postgres_watch import Watches, newest_of
 from micro_ray.store.postgres_writes import Writes
-from micro_ray.store.prefix import after
 
 __all__ = ["PostgresStore"]
 
@@ -57,7 +59,9 @@ SWEEP = 2.0
 SWEEP_SLOWLY = 600.0
 #: Expired records removed at a time; a history of commits in minutes.
 _SWEPT = 1000
-_COLUMNS = "key, value, metadata, expires, version"
+_COLUMNS = {
+    "key": "text", "value": "bytea", "metadata": "text", "expires": "float8", "version": "int8",
+}  # fmt: skip
 _SERVER_TIME = "extract(epoch FROM statement_timestamp())::float8"
 _GIVEN_TIME = "%(now)s::float8"
 
@@ -65,7 +69,8 @@ _GIVEN_TIME = "%(now)s::float8"
 class PostgresStore(Store):
     """``url`` as :func:`~micro_ray.store.postgres_url.parse` takes it. ``clock`` is wall-clock
     seconds instead of the server's. ``patience`` is how many seconds a verb tries to reach the
-    server before it raises Unavailable."""
+    server before it raises Unavailable. ``isolation``: who keeps namespaces apart, the server where
+    it can ("auto") or must ("server"), or our queries alone ("query")."""
 
     def __init__(
         self,
@@ -74,12 +79,16 @@ class PostgresStore(Store):
         clock: Callable[[], float] | None = None,
         connections: int = CONNECTIONS,
         patience: float = PATIENCE,
+        isolation: str = "auto",
     ) -> None:
-        self._database = Database(parse(url), size=connections, patience=patience)
+        self._database = Database(
+            parse(url), size=connections, patience=patience, isolation=isolation
+        )
         self._now = _SERVER_TIME if clock is None else _GIVEN_TIME
         self._clock = clock or (lambda: 0.0)
         self._watches = Watches(self._database)
         self._writes = Writes(self._database, self._now, self._clock, self._watches.wake)
+        self._lists = Lists(_COLUMNS, self._now)
         self._reads = Reads(self._rows, _COLUMNS, self._now)
         self._blobs = Blobs(self._database)
         self._sweeper: asyncio.Task[None] | None = None
@@ -87,8 +96,11 @@ class PostgresStore(Store):
 
     async def __aenter__(self) -> PostgresStore:
         """Waits for the server as long as it takes. Raises BadRequest when it refuses the user, the
-        password, the database or TLS, PreconditionFailed when its schema is a newer one."""
-        await self._database.open()
+        password, the database or TLS, PreconditionFailed when its schema is a newer one, or it
+        shall keep namespaces apart and cannot."""
+        await self._database.open(
+            [*self._reads.statements, *self._lists.statements, *self._writes.statements]
+        )
         self._sweeper = asyncio.create_task(self._sweep(), name="store-sweep")
         return self
 
@@ -137,7 +149,7 @@ class PostgresStore(Store):
                 "SELECT namespace, db, tbl, key FROM micro_store_records"
                 f" WHERE expires <= {self._now} ORDER BY expires LIMIT {_SWEPT}"
             )
-            rows = await self._rows(sql, {})
+            rows = await self._rows(EVERYTHING, sql, {})
             spaces: dict[str, list[Place]] = defaultdict(list)
             for namespace, db, tbl, key in rows:
                 spaces[namespace].append((db, tbl, key))
@@ -151,13 +163,15 @@ class PostgresStore(Store):
         after; done every ten minutes by itself."""
         while await self._blobs.sweep():
             pass
+        while await self._blobs.adopt():
+            pass
 
         async def job(connection: Connection) -> None:
             await connection.execute(
                 "DELETE FROM micro_store_commits WHERE at < now() - '10 minutes'::interval"
             )
 
-        await self._database.ask(job)
+        await self._database.ask(EVERYTHING, job)
 
     # -- records ---------------------------------------------------------------------------------
 
@@ -187,23 +201,19 @@ class PostgresStore(Store):
         self._check(namespace, database, table)
         if "\0" in prefix + suffix:  # no key has it, and the server cannot be asked
             return []
-        where, values = self._where(namespace, database, table, prefix, suffix)
-        values |= {"limit": min(limit or MAX_RECORDS + 1, MAX_RECORDS + 1), "offset": offset}
-        sql: Any = (
-            f"SELECT {_COLUMNS}, {self._now} FROM micro_store_records {where}"
-            f" ORDER BY key {order} LIMIT %(limit)s::int8 OFFSET %(offset)s::int8"
-        )
+        most = min(limit or MAX_RECORDS + 1, MAX_RECORDS + 1)
+        values = self._lists.values((namespace, database, table), prefix, suffix, most, offset)
+        values["now"] = self._clock()
+        statement = self._lists.records(order)
 
         async def job(connection: Connection) -> list[Record]:
             answer: checks.Answer[Record] = checks.Answer()
-            cursor = connection.cursor(binary=True)
-            streamed = cast("AsyncGenerator[tuple[Any, ...], None]", cursor.stream(sql, values))
-            async with contextlib.aclosing(streamed) as rows:
+            async with contextlib.aclosing(connection.streamed(statement, values)) as rows:
                 async for row in rows:
                     answer.add(_record(row))
             return answer.rows
 
-        return await self._database.ask(job)
+        return await self._database.ask(namespace, job)
 
     async def keys(
         self,
@@ -221,35 +231,10 @@ class PostgresStore(Store):
         self._check(namespace, database, table)
         if "\0" in prefix + suffix:
             return []
-        where, values = self._where(namespace, database, table, prefix, suffix)
-        values |= {"limit": min(limit or MAX_KEYS + 1, MAX_KEYS + 1), "offset": offset}
-        sql = (
-            f"SELECT key FROM micro_store_records {where}"
-            f" ORDER BY key {order} LIMIT %(limit)s::int8 OFFSET %(offset)s::int8"
-        )
-        return checks.answer_keys(row[0] for row in await self._rows(sql, values))
-
-    def _where(
-        self, namespace: str, database: str, table: str, prefix: str, suffix: str
-    ) -> tuple[str, dict[str, Any]]:
-        """A range over the primary key for the prefix; never LIKE, whose wildcards are data."""
-        where = (
-            "WHERE namespace = %(ns)s AND db = %(db)s AND tbl = %(tbl)s"
-            f" AND (expires IS NULL OR expires > {self._now})"
-        )
-        values: dict[str, Any] = {
-            "ns": namespace, "db": database, "tbl": table, "now": self._clock(),
-        }  # fmt: skip
-        if prefix:
-            where += " AND key >= %(prefix)s"
-            values["prefix"] = prefix
-            if end := after(prefix):
-                where += " AND key < %(end)s"
-                values["end"] = end
-        if suffix:
-            where += " AND right(key, %(tail)s::int4) = %(suffix)s"
-            values |= {"tail": len(suffix), "suffix": suffix}
-        return where, values
+        most = min(limit or MAX_KEYS + 1, MAX_KEYS + 1)
+        values = self._lists.values((namespace, database, table), prefix, suffix, most, offset)
+        rows = await self._rows(namespace, self._lists.keys(order), values)
+        return checks.answer_keys(row[0] for row in rows)
 
     async def transact(
         self,
@@ -266,22 +251,25 @@ class PostgresStore(Store):
     async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
         self._check(namespace)
         sql = "SELECT DISTINCT db FROM micro_store_tables WHERE namespace = %(ns)s"
-        return sorted(row[0] for row in await self._rows(sql, {"ns": namespace}))
+        return sorted(row[0] for row in await self._rows(namespace, sql, {"ns": namespace}))
 
     async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
         self._check(namespace, database)
         sql = "SELECT tbl FROM micro_store_tables WHERE namespace = %(ns)s AND db = %(db)s"
-        return sorted(row[0] for row in await self._rows(sql, {"ns": namespace, "db": database}))
+        given = {"ns": namespace, "db": database}
+        return sorted(row[0] for row in await self._rows(namespace, sql, given))
 
     async def usage(self, *, namespace: str = DEFAULT) -> Usage:
         self._check(namespace)
         given = {"ns": namespace}
         records = await self._rows(
+            namespace,
             "SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0)"
             " FROM micro_store_records WHERE namespace = %(ns)s",
             given,
         )
         blobs = await self._rows(
+            namespace,
             "SELECT count(*), coalesce(sum(size), 0) FROM micro_store_blobs"
             " WHERE namespace = %(ns)s",
             given,
@@ -314,14 +302,20 @@ class PostgresStore(Store):
                 if here and change.key.startswith(prefix):
                     yield change
 
-    async def _rows(self, sql: Any, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async def _rows(
+        self, namespace: str, sql: Any, values: dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
         values["now"] = self._clock()
 
         async def job(connection: Connection) -> list[tuple[Any, ...]]:
             cursor = connection.cursor(binary=True)
-            return await (await cursor.execute(sql, values)).fetchall()
+            if isinstance(sql, Statement):
+                await connection.run(sql, values, cursor)
+            else:
+                await cursor.execute(sql, values)
+            return await cursor.fetchall()
 
-        return await self._database.ask(job)
+        return await self._database.ask(namespace, job)
 
     # -- blobs -----------------------------------------------------------------------------------
 

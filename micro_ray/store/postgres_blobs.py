@@ -15,8 +15,9 @@ from typing import Any
 
 from micro_ray.errors import MicroError, NotFound, Unavailable
 from micro_ray.store import MAX_RECORDS, Blob, checks
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_database import Database
-from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_isolation import EVERYTHING
 from micro_ray.store.prefix import after
 
 __all__ = ["Blobs"]
@@ -25,6 +26,8 @@ __all__ = ["Blobs"]
 _ROW, _PIECE = 256 * 1024, 64 * 1024
 #: Leftovers removed by one transaction.
 _SWEPT = 20
+#: Pieces that get their namespace by one statement, which leaves their data where it is.
+_ADOPTED = 1000
 
 
 class Blobs:
@@ -38,46 +41,46 @@ class Blobs:
 
         async def announce(connection: Connection) -> None:
             await connection.execute(
-                "INSERT INTO micro_store_leftovers (id, due) VALUES (%s, now() + '1 day'::interval)"
-                " ON CONFLICT (id) DO NOTHING",
-                (id,),
+                "INSERT INTO micro_store_leftovers (id, due, namespace)"
+                " VALUES (%s, now() + '1 day'::interval, %s) ON CONFLICT (id) DO NOTHING",
+                (id, namespace),
             )
 
-        await self._database.ask(announce)
+        await self._database.ask(namespace, announce)
         try:
-            size = await self._pour(id, chunks)
+            size = await self._pour(namespace, id, chunks)
             await self._enter(namespace, key, id, size)
         except BaseException as error:
             # After a commit of unknown end the pieces may be somebody's: the sweeper knows.
             if not isinstance(error, MicroError) or error.code != 502:
                 with contextlib.suppress(MicroError):
-                    await self._due(id)
+                    await self._due(namespace, id)
             raise
         return Blob(key=key, size=size)
 
-    async def _pour(self, id: str, chunks: AsyncIterable[bytes]) -> int:
+    async def _pour(self, namespace: str, id: str, chunks: AsyncIterable[bytes]) -> int:
         held, at, size = bytearray(), 0, 0
         async for chunk in checks.blob_chunks(chunks):
             held += chunk
             size += len(chunk)
             while len(held) >= _ROW:
-                await self._put(id, at, bytes(held[:_ROW]))
+                await self._put(namespace, id, at, bytes(held[:_ROW]))
                 del held[:_ROW]
                 at += 1
         if held:
-            await self._put(id, at, bytes(held))
+            await self._put(namespace, id, at, bytes(held))
         return size
 
-    async def _put(self, id: str, at: int, data: bytes) -> None:
+    async def _put(self, namespace: str, id: str, at: int, data: bytes) -> None:
         async def job(connection: Connection) -> None:
             # Once more after a lost answer, it is there already.
             await connection.execute(
-                "INSERT INTO micro_store_pieces (id, at, data) VALUES (%s, %s, %b)"
+                "INSERT INTO micro_store_pieces (id, at, data, namespace) VALUES (%s, %s, %b, %s)"
                 " ON CONFLICT (id, at) DO NOTHING",
-                (id, at, data),
+                (id, at, data, namespace),
             )
 
-        await self._database.ask(job)
+        await self._database.ask(namespace, job)
 
     async def _enter(self, namespace: str, key: str, id: str, size: int) -> None:
         async def job(connection: Connection) -> tuple[None, bool]:
@@ -98,21 +101,22 @@ class Blobs:
                 (namespace, key, id, size),
             )
             if replaced is not None:
-                await _leave(connection, replaced[0])
+                await _leave(connection, namespace, replaced[0])
             return None, True
 
-        await self._database.transact(job)
+        await self._database.transact(namespace, job)
 
-    async def _due(self, id: str) -> None:
+    async def _due(self, namespace: str, id: str) -> None:
         async def job(connection: Connection) -> None:
             await connection.execute(
                 "UPDATE micro_store_leftovers SET due = now() WHERE id = %s", (id,)
             )
 
-        await self._database.ask(job)
+        await self._database.ask(namespace, job)
 
     async def read(self, namespace: str, key: str) -> AsyncGenerator[bytes, None]:
         found = await self._one(
+            namespace,
             "SELECT id, size FROM micro_store_blobs WHERE namespace = %s AND key = %s",
             namespace,
             key,
@@ -123,7 +127,10 @@ class Blobs:
         at = 0
         while left > 0:
             row = await self._one(
-                "SELECT data FROM micro_store_pieces WHERE id = %s AND at = %s", id, at
+                namespace,
+                "SELECT data FROM micro_store_pieces WHERE id = %s AND at = %s",
+                id,
+                at,
             )
             if row is None:
                 raise Unavailable(
@@ -134,12 +141,12 @@ class Blobs:
             left -= len(row[0])
             at += 1
 
-    async def _one(self, sql: Any, *values: object) -> tuple[Any, ...] | None:
+    async def _one(self, namespace: str, sql: Any, *values: object) -> tuple[Any, ...] | None:
         async def job(connection: Connection) -> tuple[Any, ...] | None:
             cursor = connection.cursor(binary=True)
             return await (await cursor.execute(sql, values)).fetchone()
 
-        return await self._database.ask(job)
+        return await self._database.ask(namespace, job)
 
     async def delete(self, namespace: str, key: str) -> bool:
         async def job(connection: Connection) -> tuple[bool, bool]:
@@ -149,10 +156,10 @@ class Blobs:
             )
             row = await gone.fetchone()
             if row is not None:
-                await _leave(connection, row[0])
+                await _leave(connection, namespace, row[0])
             return row is not None, row is not None
 
-        return await self._database.transact(job)
+        return await self._database.transact(namespace, job)
 
     async def list(self, namespace: str, prefix: str) -> list[Blob]:
         where, values = "namespace = %s AND key >= %s", [namespace, prefix]
@@ -167,7 +174,7 @@ class Blobs:
             )
             return [Blob(key=key, size=size) for key, size in await cursor.fetchall()]
 
-        return await self._database.ask(job)
+        return await self._database.ask(namespace, job)
 
     async def sweep(self) -> bool:
         """Remove some of what is due; whether there may be more."""
@@ -185,12 +192,27 @@ class Blobs:
                 )
             return len(ids), bool(ids)
 
-        return await self._database.transact(job) == _SWEPT
+        return await self._database.transact(EVERYTHING, job) == _SWEPT
+
+    async def adopt(self) -> bool:
+        """Enter whose they are with some of the pieces that were written before that was; whether
+        there may be more."""
+
+        async def job(connection: Connection) -> int:
+            cursor = await connection.execute(
+                "UPDATE micro_store_pieces AS p SET namespace = found.namespace FROM"
+                " (SELECT p.id, p.at, b.namespace FROM micro_store_pieces AS p"
+                " JOIN micro_store_blobs AS b ON b.id = p.id WHERE p.namespace IS NULL"
+                f" LIMIT {_ADOPTED}) AS found WHERE p.id = found.id AND p.at = found.at"
+            )
+            return cursor.rowcount
+
+        return await self._database.ask(EVERYTHING, job) == _ADOPTED
 
 
-async def _leave(connection: Connection, id: str) -> None:
+async def _leave(connection: Connection, namespace: str, id: str) -> None:
     await connection.execute(
-        "INSERT INTO micro_store_leftovers (id, due) VALUES (%s, now() + '1 hour'::interval)"
-        " ON CONFLICT (id) DO NOTHING",
-        (id,),
+        "INSERT INTO micro_store_leftovers (id, due, namespace)"
+        " VALUES (%s, now() + '1 hour'::interval, %s) ON CONFLICT (id) DO NOTHING",
+        (id, namespace),
     )

@@ -7,16 +7,19 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
 
 from micro_ray.errors import BadGateway, BadRequest, PreconditionFailed, Unavailable
+from micro_ray.store.postgres_connection import SETTING, Connection
 from micro_ray.store.postgres_errors import crowded, lost, refused, told
-from micro_ray.store.postgres_pool import Connection, Pool
+from micro_ray.store.postgres_isolation import EVERYTHING, isolate
+from micro_ray.store.postgres_pool import Pool
 from micro_ray.store.postgres_schema import migrate
+from micro_ray.store.postgres_statement import Statement
 from micro_ray.store.postgres_url import Target
 
 __all__ = ["Database"]
@@ -55,11 +58,20 @@ def marks() -> Iterator[str]:
 class Database:
     """Opened by :meth:`open`. ``size`` is how many connections it may have, beside
     :data:`WRITING` for writes that are one statement; at most as many verbs are in the database at
-    a time, and the others wait."""
+    a time, and the others wait. ``isolation`` is one of
+    :data:`~micro_ray.store.postgres_isolation.MODES`.
 
-    def __init__(self, target: Target, *, size: int, patience: float = PATIENCE) -> None:
+    Each verb says which namespace its statements are about, or EVERYTHING; where ``isolated`` the
+    server lets them touch nothing else."""
+
+    def __init__(
+        self, target: Target, *, size: int, patience: float = PATIENCE, isolation: str = "auto"
+    ) -> None:
         self.name = target.name
         self.cockroach = False
+        self.isolation = isolation
+        #: None before it is known.
+        self.isolated: bool | None = None
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._marks = marks()
@@ -69,15 +81,16 @@ class Database:
             target.options, size=WRITING, name=target.name, configure=self._configure_writing
         )
 
-    async def open(self) -> None:
-        """Wait until the server is there, saying for what, and bring its schema up to date. Raises
+    async def open(self, statements: Sequence[Statement]) -> None:
+        """Wait until the server is there, saying for what, and bring its schema up to date, with
+        the functions of the ``statements`` where it keeps namespaces apart. Raises
         BadRequest for a user, password, database or TLS that it refuses, PreconditionFailed for a
         schema or encoding that cannot be used."""
         pause, waiting = _BACKOFF[0], False
         while True:
             try:
                 async with await self._pool.connect() as connection:
-                    await self._prepare(connection)
+                    await self._prepare(connection, statements)
                 break
             except psycopg.Error as error:
                 if (what := refused(error)) is not None:
@@ -96,7 +109,7 @@ class Database:
         """Connections are closed; who asks for one gets Unavailable."""
         await asyncio.gather(self._pool.close(), self._writing.close())
 
-    async def _prepare(self, connection: Connection) -> None:
+    async def _prepare(self, connection: Connection, statements: Sequence[Statement]) -> None:
         state = connection.info.parameter_status
         self.cockroach = state("crdb_version") is not None
         encoding = state("server_encoding") or "UTF8"
@@ -105,6 +118,13 @@ class Database:
                 "store", f"{self.name} is encoded in {encoding}: create a database in UTF8"
             )
         await migrate(connection, cockroach=self.cockroach)
+        self.isolated = await isolate(
+            connection,
+            self.isolation,
+            statements,
+            cockroach=self.cockroach,
+            name=self.name,
+        )
         if not self.cockroach:
             cursor = await connection.execute("SHOW fsync")
             if (await cursor.fetchone()) == ("off",):
@@ -113,7 +133,11 @@ class Database:
     async def _configure(self, connection: Connection) -> None:
         await connection.execute(f"SET statement_timeout = {_STATEMENT}")
         await connection.execute(f"SET idle_in_transaction_session_timeout = {_IDLE}")
+        connection.contends = self.cockroach  # which knows nothing else
+        if self.isolated:  # from now on a statement that does not say whose it is fails
+            await connection.execute(f"SET {SETTING} = ''")
         if not self.cockroach:
+            await connection.execute("SET default_transaction_isolation = 'read committed'")
             # An acknowledged write is on disk, whatever the server's habit.
             await connection.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
@@ -126,14 +150,20 @@ class Database:
 
     # -- single statements -----------------------------------------------------------------------
 
-    async def ask(self, job: Callable[[Connection], Awaitable[T]]) -> T:
+    def _about(self, namespace: str) -> str | None:
+        """What the server is told. Where we leave it to our queries, nothing: that is not bound
+        even by what others have set up."""
+        return namespace if self.isolated else None
+
+    async def ask(self, namespace: str, job: Callable[[Connection], Awaitable[T]]) -> T:
         """What ``job`` gives by one statement that may as well run twice; it does so on another
         connection when the first is lost, for as long as there is patience."""
         end = self._loop.time() + self._patience
+        about = self._about(namespace)
         attempt = 0
         while True:
             try:
-                async with self._pool.connection(end) as connection:
+                async with self._pool.connection(end, about) as connection:
                     return await job(connection)
             except psycopg.Error as error:
                 again = (lost(error) or crowded(error)) and refused(error) is None
@@ -144,7 +174,9 @@ class Database:
 
     # -- transactions ----------------------------------------------------------------------------
 
-    async def transact(self, job: Callable[[Connection], Awaitable[tuple[T, bool]]]) -> T:
+    async def transact(
+        self, namespace: str, job: Callable[[Connection], Awaitable[tuple[T, bool]]]
+    ) -> T:
         """What ``job`` gives, once it is known to be committed. ``job`` runs in a SERIALIZABLE
         transaction and in pipeline mode, says whether it wrote, and is run again when another
         transaction came between or the connection was lost before the commit.
@@ -156,12 +188,13 @@ class Database:
 
         async def attempt(connection: Connection, commit: Commit) -> T:
             async with connection.pipeline():
-                await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+                await connection.begin()
                 answer, wrote = await job(connection)
                 if wrote:
                     await connection.execute(
-                        "INSERT INTO micro_store_commits (id, done) VALUES (%s, true)",
-                        (commit.mark,),
+                        "INSERT INTO micro_store_commits (id, done, namespace)"
+                        " VALUES (%s, true, %s)",
+                        (commit.mark, namespace),
                     )
                     answers[:] = [answer]
                     commit.sent = True
@@ -169,9 +202,11 @@ class Database:
                 await connection.execute("COMMIT" if wrote else "ROLLBACK", prepare=False)
             return answer
 
-        return await self._commit(self._pool, attempt, lambda _: answers[0])
+        return await self._commit(namespace, self._pool, attempt, lambda _: answers[0])
 
-    async def put(self, job: Callable[[Connection, str], Awaitable[int | None]]) -> int | None:
+    async def put(
+        self, namespace: str, job: Callable[[Connection, str], Awaitable[int | None]]
+    ) -> int | None:
         """The same for a ``job`` that is one statement, and so a transaction by itself: it enters
         the id it is given, with the number that it answers with, if it writes."""
 
@@ -179,10 +214,11 @@ class Database:
             commit.sent = True
             return await job(connection, commit.mark)
 
-        return await self._commit(self._writing, attempt, lambda number: number)
+        return await self._commit(namespace, self._writing, attempt, lambda number: number)
 
     async def _commit(
         self,
+        namespace: str,
         pool: Pool,
         attempt: Callable[[Connection, Commit], Awaitable[T]],
         answer: Callable[[int | None], T],
@@ -190,11 +226,12 @@ class Database:
         """What an attempt gives; ``answer`` is that of one that was done though its own answer was
         lost, from the number it entered."""
         end = self._loop.time() + self._patience
+        about = self._about(namespace)
         attempts = 0
         while True:
             commit = Commit(mark=next(self._marks))
             try:
-                async with pool.connection(end) as connection:
+                async with pool.connection(end, about) as connection:
                     return await attempt(connection, commit)
             except psycopg.Error as error:
                 if commit.sent and lost(error):
@@ -213,11 +250,12 @@ class Database:
         entered as undone unless it is there, which waits for a transaction that still holds it, and
         bars one that has not come so far: the answer is final."""
         end = self._loop.time() + RESOLVE
+        about = self._about(EVERYTHING)  # it may be there, or have to be entered, for anyone
         attempt = 0
         while True:
             reason: BaseException
             try:
-                async with self._pool.connection(end) as connection:
+                async with self._pool.connection(end, about) as connection:
                     await connection.execute(
                         "INSERT INTO micro_store_commits (id, done) VALUES (%s, false)"
                         " ON CONFLICT (id) DO NOTHING",

@@ -8,8 +8,9 @@ from typing import Any
 
 from micro_ray.errors import MicroError
 from micro_ray.finding import Finding
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_database import Database
-from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_isolation import DONE, EVERYTHING, TABLES, obstacle
 from micro_ray.store.postgres_url import parse
 
 __all__ = ["examine", "examine_url"]
@@ -32,7 +33,7 @@ _SETTINGS = (
 
 
 async def examine(database: Database) -> list[Finding]:
-    async def facts(connection: Connection) -> tuple[Any, float, Any]:
+    async def facts(connection: Connection) -> tuple[Any, float, Any, Finding]:
         begun = time.time()
         first = await (await connection.execute(_SQL)).fetchone()
         assert first is not None
@@ -41,10 +42,10 @@ async def examine(database: Database) -> list[Finding]:
         second = None
         if "CockroachDB" not in first[0]:
             second = await (await connection.execute(_SETTINGS)).fetchone()
-        return first, middle, second
+        return first, middle, second, await _isolation(connection, database)
 
     try:
-        first, now, second = await database.ask(facts)
+        first, now, second, isolation = await database.ask(EVERYTHING, facts)
     except MicroError as error:
         return [_bad(f"{error.detail}; start it, or correct store.url")]
     version, clock = first
@@ -57,16 +58,37 @@ async def examine(database: Database) -> list[Finding]:
         )
     if second is not None:
         found += _kept(second)
-    return found
+    return [*found, isolation]
 
 
-async def examine_url(url: str) -> list[Finding]:
+async def examine_url(url: str, isolation: str = "auto") -> list[Finding]:
     """Of a database that no store has opened. Raises BadRequest for a URL that is none."""
-    database = Database(parse(url), size=1, patience=PATIENCE)
+    database = Database(parse(url), size=1, patience=PATIENCE, isolation=isolation)
     try:
         return await examine(database)
     finally:
         await database.close()
+
+
+async def _isolation(connection: Connection, database: Database) -> Finding:
+    """Who keeps namespaces apart here, from what is so by now, whoever has set it."""
+    mode = database.isolation
+    ours = "namespaces are kept apart by our queries alone"
+    if mode == "query":
+        return _good(f'{ours}, as store.isolation is "query"')
+    cockroach = connection.info.parameter_status("crdb_version") is not None
+    why = await obstacle(connection, cockroach=cockroach)
+    if why is not None:
+        # On CockroachDB that is what is to be expected, unless somebody asked for more.
+        return _good(f"{ours}: {why}") if cockroach and mode == "auto" else _bad(f"{ours}: {why}")
+    if cockroach and mode == "auto":
+        return _good(f'{ours}; store.isolation = "server" has CockroachDB do it')
+    row = await (await connection.execute(DONE, (list(TABLES),))).fetchone()
+    if row is not None and row[0] == len(TABLES):
+        if database.isolated is False:
+            return _bad(f"{ours}: it could not be otherwise when the store started; restart it")
+        return _good("the database keeps namespaces apart (row level security)")
+    return _bad(f"{ours} until a store has started here that may change its tables")
 
 
 def _kept(row: Any) -> list[Finding]:

@@ -13,34 +13,21 @@ import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from micro_ray.errors import Unavailable
+from micro_ray.store.postgres_connection import Connection, Cursor
 from micro_ray.store.postgres_errors import crowded
 
-__all__ = ["Connection", "Pool"]
+__all__ = ["Pool"]
 
 #: Seconds that one answer may take before its connection is cut.
 ANSWER = 15.0
 #: Seconds of rest after which a connection is tried before it is used: a round trip before each
 #: statement would double its price.
 REST = 1.0
-
-
-class Connection(psycopg.AsyncConnection[Any]):
-    """One to the database. ``kept`` is a cursor for statements with small parameters and answers,
-    which it holds until the next: a new one costs a statement a tenth of its time."""
-
-    _kept: psycopg.AsyncCursor[Any] | None = None
-
-    @property
-    def kept(self) -> psycopg.AsyncCursor[Any]:
-        if self._kept is None:
-            self._kept = self.cursor()
-        return self._kept
 
 
 class Pool:
@@ -79,21 +66,26 @@ class Pool:
 
     async def connect(self) -> Connection:
         """A connection of the caller's own. Raises what psycopg raises."""
-        return await Connection.connect(**self._options, autocommit=True)  # type: ignore[arg-type]  # all are strings of libpq
+        return await Connection.connect(
+            **self._options,  # type: ignore[arg-type]  # all are strings of libpq
+            autocommit=True,
+            cursor_factory=Cursor,
+        )
 
-    def connection(self, end: float) -> Lease:
-        """One of the pool for an ``async with``, by the time ``end`` of the loop; it is cut when it
-        gives no answer for too long. Raises Unavailable when there is none by then, psycopg's
-        errors when none can be made."""
-        return Lease(self, end)
+    def connection(self, end: float, about: str | None) -> Lease:
+        """One of the pool for an ``async with``, by the time ``end`` of the loop, for statements
+        ``about`` a namespace (see Connection); it is cut when it gives no answer for too long.
+        Raises Unavailable when there is none by then, psycopg's errors when none can be made."""
+        return Lease(self, end, about)
 
-    async def lend(self, end: float) -> Connection:
+    async def lend(self, end: float, about: str | None) -> Connection:
         """See :meth:`connection`, which gives it back."""
         connection = self._at_hand()
         if connection is None:
             connection = await self._wait(end)
         else:
             await self._free.acquire()  # which is free, so nobody comes between
+        connection.about = about
         due = self._used[connection] = self._loop.time() + ANSWER
         if self._watch is None or due < self._watch.when():
             self._look_at(due)
@@ -106,6 +98,7 @@ class Pool:
                 with contextlib.suppress(psycopg.Error):
                     await (connection.rollback() if crowded(error) else connection.close())
         finally:
+            connection.about = None
             self._used.pop(connection, None)
             self._free.release()
             if self._closed or not _at_rest(connection):
@@ -178,14 +171,15 @@ class Lease:
     """A connection while it is in use. Not made by contextlib: this is on the way of each read and
     write."""
 
-    __slots__ = ("_connection", "_end", "_pool")
+    __slots__ = ("_about", "_connection", "_end", "_pool")
 
-    def __init__(self, pool: Pool, end: float) -> None:
+    def __init__(self, pool: Pool, end: float, about: str | None) -> None:
+        self._about = about
         self._pool = pool
         self._end = end
 
     async def __aenter__(self) -> Connection:
-        self._connection = await self._pool.lend(self._end)
+        self._connection = await self._pool.lend(self._end, self._about)
         return self._connection
 
     async def __aexit__(

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from micro_ray.store import Put
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_plan import Job
-from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_statement import Statement
 
 __all__ = ["Puts", "Statements"]
 
@@ -18,21 +19,22 @@ __all__ = ["Puts", "Statements"]
 _SQL = """
 WITH counter AS (
     UPDATE micro_store_counters SET revision = revision + %(count)s::int8
-    WHERE namespace = %(ns)s
+    WHERE namespace = %(ns)s::text
     RETURNING revision - %(count)s::int8 AS before, {now} AS now
 ), record AS (
     INSERT INTO micro_store_records
         (namespace, db, tbl, key, value, metadata, expires, version)
-    SELECT %(ns)s, d, t, k, v, m, now + e, before + n
+    SELECT %(ns)s::text, d, t, k, v, m, now + e, before + n
     FROM counter, {kept} AS kept (d, t, k, v, m, e, n)
     ON CONFLICT (namespace, db, tbl, key) DO UPDATE SET value = excluded.value,
         metadata = excluded.metadata, expires = excluded.expires, version = excluded.version
 ), change AS (
     INSERT INTO micro_store_changes (namespace, revision, action, db, tbl, key)
-    SELECT %(ns)s, before + n, 'put', d, t, k
+    SELECT %(ns)s::text, before + n, 'put', d, t, k
     FROM counter, {every} AS every (d, t, k, n)
 ), mark AS (
-    INSERT INTO micro_store_commits (id, done, number) SELECT %(mark)s, true, before FROM counter
+    INSERT INTO micro_store_commits (id, done, number, namespace)
+    SELECT %(mark)s::text, true, before, %(ns)s::text FROM counter
 )
 SELECT before FROM counter
 """
@@ -61,9 +63,8 @@ class Statements:
     """The statement for one put and that for many. ``now`` is the SQL of the present time."""
 
     def __init__(self, now: str) -> None:
-        # In bytes, or they would be encoded for each put.
-        self.one = _SQL.format(now=now, kept=_KEPT_ONE, every=_EVERY_ONE).encode()
-        self.many = _SQL.format(now=now, kept=_KEPT, every=_EVERY).encode()
+        self.one = Statement(_SQL.format(now=now, kept=_KEPT_ONE, every=_EVERY_ONE), ["int8"])
+        self.many = Statement(_SQL.format(now=now, kept=_KEPT, every=_EVERY), ["int8"])
 
 
 class Puts:
@@ -89,7 +90,7 @@ class Puts:
         where nothing is written."""
         self._values["mark"] = mark
         cursor = connection.kept if self._small else connection.cursor()
-        await cursor.execute(self._sql, self._values)
+        await connection.run(self._sql, self._values, cursor)
         row = await cursor.fetchone()
         return None if row is None else int(row[0])
 

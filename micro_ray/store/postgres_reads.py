@@ -4,15 +4,17 @@ next statement, so that many readers cost the database and its connections no mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+
+from micro_ray.store.postgres_statement import Statement
 
 __all__ = ["Reads", "Table"]
 
 #: Namespace, database, table.
 Table = tuple[str, str, str]
 Row = tuple[Any, ...]
-Ask = Callable[[Any, dict[str, Any]], Awaitable[list[Row]]]
+Ask = Callable[[str, Statement, dict[str, Any]], Awaitable[list[Row]]]
 
 #: Records that one statement may read, and bytes of them, as far as those before it tell.
 GROUP, GROUP_BYTES = 64, 4 * 2**20
@@ -21,18 +23,21 @@ _Waiting = tuple[str, "asyncio.Future[Row | None]"]
 
 
 class Reads:
-    """``ask`` gives the rows of a statement; ``columns`` are those of a record, the first its key
-    and the second its value; ``now`` is the SQL of the present time."""
+    """``ask`` gives the rows of a statement about a namespace; ``columns`` are those of a record
+    with their types, the first its key and the second its value; ``now`` is the SQL of the present
+    time."""
 
-    def __init__(self, ask: Ask, columns: str, now: str) -> None:
+    def __init__(self, ask: Ask, columns: Mapping[str, str], now: str) -> None:
         self._ask = ask
         head = (
-            f"SELECT {columns}, {now} FROM micro_store_records WHERE namespace = %(ns)s"
-            " AND db = %(db)s AND tbl = %(tbl)s AND "
+            f"SELECT {', '.join(columns)}, {now} FROM micro_store_records WHERE"
+            " namespace = %(ns)s::text AND db = %(db)s::text AND tbl = %(tbl)s::text AND "
         )
         tail = f" AND (expires IS NULL OR expires > {now})"
-        self._one = f"{head}key = %(key)s{tail}"
-        self._many = f"{head}key = ANY(%(keys)s){tail}"
+        kinds = [*columns.values(), "float8"]
+        self._one = Statement(f"{head}key = %(key)s::text{tail}", kinds)
+        self._many = Statement(f"{head}key = ANY(%(keys)s::text[]){tail}", kinds)
+        self.statements = [self._one, self._many]
         #: Who waits for the next statement, by table; a table is here while one is under way.
         self._waiting: dict[Table, list[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,8 +90,8 @@ class Reads:
             if not future.done():
                 future.set_result(found.get(key))
 
-    async def _rows(self, sql: str, table: Table, **values: Any) -> list[Row]:
+    async def _rows(self, sql: Statement, table: Table, **values: Any) -> list[Row]:
         namespace, db, tbl = table
-        rows = await self._ask(sql, {"ns": namespace, "db": db, "tbl": tbl, **values})
+        rows = await self._ask(namespace, sql, {"ns": namespace, "db": db, "tbl": tbl, **values})
         self._bytes = sum(len(row[1]) for row in rows) // max(1, len(rows))
         return rows

@@ -15,7 +15,7 @@ import psycopg
 
 from micro_ray.errors import PreconditionFailed, Unavailable
 
-__all__ = ["VERSION", "migrate"]
+__all__ = ["VERSION", "migrate", "settle"]
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -51,7 +51,15 @@ _FIRST: Sequence[LiteralString] = (
 _SECOND: Sequence[LiteralString] = (
     "ALTER TABLE micro_store_commits ADD COLUMN IF NOT EXISTS number INT8",
 )
-_MIGRATIONS: Sequence[Sequence[LiteralString]] = (_FIRST, _SECOND)
+#: Whose each row is, in the tables that did not say. Blank in what was there before.
+_THIRD: Sequence[LiteralString] = (
+    "ALTER TABLE micro_store_commits ADD COLUMN IF NOT EXISTS namespace TEXT {order}",
+    "ALTER TABLE micro_store_pieces ADD COLUMN IF NOT EXISTS namespace TEXT {order}",
+    "ALTER TABLE micro_store_leftovers ADD COLUMN IF NOT EXISTS namespace TEXT {order}",
+    "CREATE INDEX IF NOT EXISTS micro_store_pieces_late ON micro_store_pieces (id)"
+    " WHERE namespace IS NULL",
+)
+_MIGRATIONS: Sequence[Sequence[LiteralString]] = (_FIRST, _SECOND, _THIRD)
 VERSION = len(_MIGRATIONS)
 
 _VERSIONS: LiteralString = (
@@ -59,15 +67,31 @@ _VERSIONS: LiteralString = (
     " at TIMESTAMPTZ NOT NULL DEFAULT now())"
 )
 #: What a statement of a schema fails with when another replica does the same at the same time:
-#: IF NOT EXISTS looks before it makes.
-_CROWDED = ("23505", "40001", "40P01", "42710", "42P06", "42P07", "XX000")
+#: IF NOT EXISTS looks before it makes. The last is a lock that was not to be had.
+_CROWDED = ("23505", "40001", "40P01", "42710", "42P06", "42P07", "XX000", "55P03")
+#: Milliseconds that such a statement waits for a table that somebody reads at length (a dump):
+#: everybody else who wants the table waits behind it.
+_LOCK = 1000
 _ATTEMPTS = 50
 
 
 async def migrate(connection: Connection, *, cockroach: bool) -> None:
     """Bring the schema to :data:`VERSION`, from none or an older one; any number may do so at once.
-    Raises PreconditionFailed when it is newer, or the user may not make tables."""
-    order: LiteralString = "" if cockroach else 'COLLATE "C"'
+    The connection waits for no lock for long from then on. Raises PreconditionFailed when it is
+    newer, or the user may not make tables."""
+    if not cockroach:
+        await connection.execute(f"SET lock_timeout = {_LOCK}")
+    try:
+        await _migrate(connection, "" if cockroach else 'COLLATE "C"')
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PreconditionFailed(
+            "store",
+            f"the database's user may not make tables ({error.diag.message_primary}): "
+            "GRANT CREATE ON SCHEMA ... to it, or name its own schema by search_path",
+        ) from None
+
+
+async def _migrate(connection: Connection, order: LiteralString) -> None:
     found = await _version(connection)
     if found > VERSION:
         raise PreconditionFailed(
@@ -77,7 +101,7 @@ async def migrate(connection: Connection, *, cockroach: bool) -> None:
         )
     for number in range(found + 1, VERSION + 1):
         for statement in _MIGRATIONS[number - 1]:
-            await _settle(connection, statement.replace("{order}", order))
+            await settle(connection, statement.replace("{order}", order))
         await connection.execute(
             "INSERT INTO micro_store_schema (version) VALUES (%s) ON CONFLICT DO NOTHING", (number,)
         )
@@ -87,22 +111,18 @@ async def _version(connection: Connection) -> int:
     try:
         cursor = await connection.execute("SELECT max(version) FROM micro_store_schema")
     except psycopg.errors.UndefinedTable:
-        await _settle(connection, _VERSIONS)
+        await settle(connection, _VERSIONS)
         return 0
     row = await cursor.fetchone()
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-async def _settle(connection: Connection, statement: LiteralString) -> None:
+async def settle(connection: Connection, statement: LiteralString) -> None:
+    """Run a statement that others may run at the same time, until it is done. Raises what psycopg
+    raises for anything else."""
     for attempt in range(_ATTEMPTS):
         try:
             await connection.execute(statement)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise PreconditionFailed(
-                "store",
-                f"the database's user may not make tables ({error.diag.message_primary}): "
-                "GRANT CREATE ON SCHEMA ... to it, or name its own schema by search_path",
-            ) from None
         except psycopg.Error as error:
             if error.sqlstate not in _CROWDED:
                 raise

@@ -18,8 +18,9 @@ from itertools import islice
 
 from micro_ray.errors import Conflict, MicroError, Unavailable
 from micro_ray.store import Action, Change, checks
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_database import Database
-from micro_ray.store.postgres_pool import Connection
+from micro_ray.store.postgres_isolation import EVERYTHING
 
 __all__ = ["Watches"]
 
@@ -129,7 +130,7 @@ class Watches:
                 for n, action, db, tbl, key in await cursor.fetchall()
             ]
 
-        changes = await self._database.ask(job)
+        changes = await self._database.ask(namespace, job)
         if changes and changes[0].revision != revision + 1:
             raise Conflict("store", f"changes after {revision} are no longer kept")
         return changes
@@ -162,7 +163,7 @@ class Watches:
             return [(name, int(newest)) for name, newest in await cursor.fetchall()]
 
         found = False
-        for name, newest in await self._database.ask(job):
+        for name, newest in await self._database.ask(EVERYTHING, job):
             feed = self._feeds.get(name)
             while feed is not None and feed.newest < newest:
                 found = True
@@ -190,4 +191,4 @@ async def newest_of(database: Database, namespace: str) -> int:
         row = await cursor.fetchone()
         return 0 if row is None else int(row[0])
 
-    return await database.ask(job)
+    return await database.ask(namespace, job)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from micro_ray.errors import Conflict, InternalError, MicroError, Unavailable
 from micro_ray.store import HISTORY, Put
+from micro_ray.store.postgres_connection import Connection
 from micro_ray.store.postgres_database import Database
 from micro_ray.store.postgres_plan import Found, Job, Place, Plan, Row, plan
-from micro_ray.store.postgres_pool import Connection
 from micro_ray.store.postgres_puts import Puts, Statements
 
 __all__ = ["Writes"]
@@ -48,6 +48,7 @@ class Writes:
         self._database = database
         self._now = now
         self._statements = Statements(now)
+        self.statements = [self._statements.one, self._statements.many]
         self._clock = clock
         self._wake = wake
         self._queues: dict[str, deque[_Waiting]] = {}
@@ -127,7 +128,9 @@ class Writes:
             if all(self._is_plain(namespace, job) for job in jobs):
                 answers = await self._put(namespace, jobs)
             if answers is None:
-                made = await self._database.transact(lambda c: self._run(c, namespace, jobs))
+                made = await self._database.transact(
+                    namespace, lambda c: self._run(c, namespace, jobs)
+                )
                 answers = made.answers
                 self._learn(namespace, made)
         except Exception as error:
@@ -161,7 +164,7 @@ class Writes:
         """Write plain jobs: nothing need be looked at first, so it is one statement and one round
         trip. None for a namespace without a counter; then nothing is written."""
         puts = Puts(namespace, jobs, self._statements, self._clock())
-        before = await self._database.put(puts.run)
+        before = await self._database.put(namespace, puts.run)
         if before is None:
             return None
         newest = before + puts.count
@@ -174,7 +177,7 @@ class Writes:
     async def _cut(self, namespace: str, newest: int) -> None:
         """Nobody waits for it: what is left by one that fails, the next removes."""
         with contextlib.suppress(MicroError):
-            await self._database.ask(lambda c: _cut(c, namespace, newest))
+            await self._database.ask(namespace, lambda c: _cut(c, namespace, newest))
 
     # -- one transaction -------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from micro_ray.store import Action, Check, Put
 from micro_ray.store.postgres import PostgresStore
 from micro_ray.store.postgres_reads import GROUP
 from micro_ray.store.postgres_writes import IDLE
-from tests.fixtures.postgres import Postgres, schema
+from tests.fixtures.postgres import Postgres, plain, schema
 from tests.fixtures.wait import eventually
 
 
@@ -25,21 +25,24 @@ async def name(postgres: Postgres) -> AsyncIterator[str]:
         yield made
 
 
-@pytest.fixture
-async def kept(postgres: Postgres, name: str) -> AsyncIterator[PostgresStore]:
-    async with PostgresStore(postgres.url(name)) as store:
+@pytest.fixture(params=["server", "query"])
+async def kept(
+    postgres: Postgres, name: str, request: pytest.FixtureRequest
+) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore(postgres.url(name), isolation=request.param) as store:
         await store.write("first", b"")  # the table is entered
         yield store
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements that are sent; connections have theirs sent by cursors."""
+def asked(kept: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that are sent, or are in the functions that are; connections have theirs sent
+    by cursors."""
     found: list[str] = []
     real = psycopg.AsyncCursor.execute
 
     def spy(self: Any, query: Any, *args: Any, **more: Any) -> Any:
-        found.append((query.decode() if isinstance(query, bytes) else str(query)).strip())
+        found.append(plain(kept, query).strip())
         return real(self, query, *args, **more)
 
     monkeypatch.setattr(psycopg.AsyncCursor, "execute", spy)
@@ -175,6 +178,7 @@ async def test_marks_come_in_the_order_of_commits(
             await asyncio.gather(*(kept.write(f"k{i}", b"") for i in range(3)))
             await other.write("k", b"")
     async with await psycopg.AsyncConnection.connect(postgres.url(name)) as connection:
+        await connection.execute("SET micro.namespace = 'micro'")
         rows = await connection.execute(
             "SELECT id FROM micro_store_commits WHERE number IS NOT NULL ORDER BY number"
         )

@@ -14,7 +14,7 @@ from micro_ray.errors import Conflict, NotFound, Unavailable
 from micro_ray.store import HISTORY, Check, Delete, Put
 from micro_ray.store.postgres import PostgresStore
 from micro_ray.store.postgres_plan import Found, Job, plan
-from tests.fixtures.postgres import Postgres, schema
+from tests.fixtures.postgres import Postgres, plain, schema
 from tests.fixtures.stores import Clock
 from tests.fixtures.wait import PROMPT, eventually
 
@@ -25,9 +25,11 @@ async def name(postgres: Postgres) -> AsyncIterator[str]:
         yield made
 
 
-@pytest.fixture
-async def kept(postgres: Postgres, name: str) -> AsyncIterator[PostgresStore]:
-    async with PostgresStore(postgres.url(name)) as store:
+@pytest.fixture(params=["server", "query"])
+async def kept(
+    postgres: Postgres, name: str, request: pytest.FixtureRequest
+) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore(postgres.url(name), isolation=request.param) as store:
         yield store
 
 
@@ -55,7 +57,7 @@ async def test_an_index_is_used(
             if real is not None:
 
                 def spy(self, query, params=None, *, real=real, **more):  # type: ignore[no-untyped-def]
-                    asked.append((str(query), params))
+                    asked.append((plain(kept, query), params))
                     return real(self, query, params, **more)
 
                 monkeypatch.setattr(kind, method, spy)
@@ -75,6 +77,7 @@ async def test_an_index_is_used(
     big = [a for a in asked if re.match(r"(SELECT|DELETE).*micro_store_(records|changes)", a[0])]
     assert big
     async with await psycopg.AsyncConnection.connect(postgres.url(name)) as connection:
+        await connection.execute(f"SET micro.namespace = '{'*' if verb == 'sweep' else 'micro'}'")
         for sql, values in big:
             cursor = await connection.execute(f"EXPLAIN {sql}", values)  # type: ignore[arg-type]
             text = "\n".join(row[0] for row in await cursor.fetchall())
@@ -83,6 +86,35 @@ async def test_an_index_is_used(
             if verb in ("query", "keys"):
                 assert re.search(r"Index Cond: .*key >= 'p777'.*key < 'p778'", text), text
                 assert "Sort" not in text, text
+
+
+async def test_an_index_is_used_in_functions(postgres: Postgres, name: str) -> None:
+    """Also once the server has planned them for whatever their parameters may be."""
+    async with PostgresStore(postgres.url(name), connections=1, isolation="server") as store:
+        postgres.run(
+            f"INSERT INTO {name}.micro_store_records SELECT 'micro', 'micro', 'micro',"
+            " 'p' || i, '', '{}', NULL, i FROM generate_series(1, 20000) i"
+        )
+        postgres.run(f"ANALYZE {name}.micro_store_records")
+        scans = (
+            "SELECT seq_scan, idx_scan FROM pg_stat_user_tables"
+            f" WHERE relid = '{name}.micro_store_records'::regclass"
+        )
+        ((before, _),) = postgres.run(scans)
+        for _ in range(20):
+            await store.read("p77")
+            await asyncio.gather(*(store.read(f"p{i}") for i in range(1, 51)))
+            for order in ("asc", "desc"):
+                assert len(await store.query(prefix="p777", suffix="7", order=order)) == 2
+                assert len(await store.keys(prefix="p", limit=3, order=order)) == 3
+        await eventually(lambda: _many(postgres.run(scans)))  # told once a second
+        ((after, _),) = postgres.run(scans)
+        assert after == before
+
+
+def _many(rows: list[tuple[object, ...]]) -> bool:
+    ((_, found),) = rows
+    return isinstance(found, int) and found >= 100
 
 
 async def test_several_sweep_at_once(postgres: Postgres, name: str) -> None:
