@@ -268,11 +268,7 @@ class Link:
 
         place = self.place
         scheme = "tls" if place.tls else "nats"
-        options: dict[str, Any] = {}
-        if place.user or place.password:
-            options |= {"user": place.user, "password": place.password}
-        if place.token:
-            options["token"] = place.token
+        options = place.options
         if self.tls is not None:
             options["tls"] = self.tls
         await client.connect(

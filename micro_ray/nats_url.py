@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from micro_ray.errors import BadRequest
@@ -30,6 +32,18 @@ class Place:
     user: str = ""
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
+    #: What else nats-py needs to come in (:mod:`~micro_ray.nats_users`).
+    login: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How nats-py comes in."""
+        options = dict(self.login)
+        if self.user or self.password:
+            options |= {"user": self.user, "password": self.password}
+        if self.token:
+            options["token"] = self.token
+        return options
 
     def __str__(self) -> str:
         return ", ".join(self.servers)

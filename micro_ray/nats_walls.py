@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import os
 import ssl
-from typing import Any
 
 import nats.errors
 
 from micro_ray.nats_client import GuardedClient
 from micro_ray.nats_url import Place
 
-__all__ = ["walled"]
+__all__ = ["reached", "walled"]
 
 #: Seconds that a connection may take, and each answer on it.
 CONNECT, ANSWER = 2, 2
@@ -21,8 +20,23 @@ CONNECT, ANSWER = 2, 2
 
 async def walled(place: Place, tls: ssl.SSLContext | None) -> str:
     """What the platform's user may do outside of its subjects, for people; blank when that could
-    not be found out. A subject that nobody has is published to and subscribed, on a connection of
-    its own: a refusal is told to the connection, not to who asked."""
+    not be found out."""
+    # One that nobody has.
+    verbs = await reached(place, tls, f"outside-{os.urandom(8).hex()}.doctor")
+    if verbs is None:
+        return ""
+    if not verbs:
+        return "its user is held to the platform's subjects"
+    return (
+        f"its user may {' and '.join(verbs)} any subject: where others use these servers, give it "
+        "an account of its own and permissions"
+    )
+
+
+async def reached(place: Place, tls: ssl.SSLContext | None, subject: str) -> list[str] | None:
+    """What a user may do with a subject ("publish to", "subscribe"), by trying both on a connection
+    of its own: a refusal is told to the connection, not to who asked. None when that could not be
+    found out."""
     refused: list[str] = []
 
     async def failed(error: Exception) -> None:
@@ -30,12 +44,9 @@ async def walled(place: Place, tls: ssl.SSLContext | None) -> str:
 
     client = GuardedClient()
     client.tls_only = place.tls
-    options: dict[str, Any] = {"token": place.token} if place.token else {}
-    if place.user or place.password:
-        options |= {"user": place.user, "password": place.password}
+    options = place.options
     if tls is not None:
         options["tls"] = tls
-    subject = f"outside-{os.urandom(8).hex()}.doctor"
     try:
         # As a whole: nats-py would try for the first connection again and again.
         async with asyncio.timeout(CONNECT + ANSWER):
@@ -54,20 +65,14 @@ async def walled(place: Place, tls: ssl.SSLContext | None) -> str:
             await client.flush(ANSWER)
             await client.flush(ANSWER)
     except (nats.errors.Error, OSError, TimeoutError):
-        return ""
+        return None
     finally:
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             async with asyncio.timeout(ANSWER):
                 await client.close()
         client.abort()
-    verbs = [
+    return [
         verb
         for verb, word in (("publish to", "publish"), ("subscribe", "subscription"))
         if not any("permissions violation" in text and word in text for text in refused)
     ]
-    if not verbs:
-        return "its user is held to the platform's subjects"
-    return (
-        f"its user may {' and '.join(verbs)} any subject: where others use these servers, give it "
-        "an account of its own and permissions"
-    )

@@ -226,6 +226,9 @@ class Store:
 class Broker:
     """``url``: ``memory://``, ``nats://user:password@a:4222,b:4222`` or ``tls://...``; ``prefix``
     is the first word of the subjects there, ``tls_...`` are files (blank: what the system trusts).
+    ``account_key`` is the file of the key by which NATS is told who may what, namespace by
+    namespace (blank: all are one user), and ``account`` whose it is, if it is not the account's
+    own; a member has ``max_connections`` to NATS then, one for each namespace.
 
     ``max_message`` are bytes of a body. Each namespace has ``max_subscriptions`` at each member;
     for one that does not read wait ``max_waiting`` messages and ``max_waiting_bytes``, for all of
@@ -237,6 +240,9 @@ class Broker:
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+    account_key: str = ""
+    account: str = ""
+    max_connections: int = 1000
     max_message: int = 1_000_000
     max_subscriptions: int = 1000
     max_waiting: int = 10_000
@@ -253,7 +259,8 @@ class Events:
     any amount).
 
     On JetStream: ``prefix`` is the first word of streams and subjects, ``tls_...`` are files
-    (blank: what the system trusts), ``replicas`` of each stream (0: three in a cluster, else one);
+    (blank: what the system trusts), ``account_key`` and ``account`` as the broker's, for one user
+    for all namespaces, ``replicas`` of each stream (0: three in a cluster, else one);
     ``patience``: seconds that a verb waits for a connection.
     """
 
@@ -264,6 +271,8 @@ class Events:
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+    account_key: str = ""
+    account: str = ""
     replicas: int = 0
     patience: float = 2.0
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from micro_ray.broker import Broker, Limits
@@ -144,7 +145,25 @@ def broker(settings: Settings) -> Broker:
     place = parse(given.url)
     files = (given.tls_ca, given.tls_cert, given.tls_key)
     tls = tls_context(*files) if place.tls or any(files) else None
-    return NatsBroker(place, prefix=given.prefix, limits=limits, tls=tls, patience=given.patience)
+
+    def make(login: Mapping[str, Any]) -> NatsBroker:
+        return NatsBroker(
+            replace(place, login=login),
+            prefix=given.prefix,
+            limits=limits,
+            tls=tls,
+            patience=given.patience,
+        )
+
+    if not given.account_key:
+        return make({})
+    from micro_ray.broker.nats_spaces import NatsSpaces, login
+    from micro_ray.nats_users import read
+
+    account = read(given.account_key, given.account, "broker")
+    return NatsSpaces(
+        lambda namespace: make(login(account, given.prefix, namespace)), most=given.max_connections
+    )
 
 
 @asynccontextmanager
@@ -176,6 +195,12 @@ def events(settings: Settings) -> Events:
     from micro_ray.nats_url import parse, tls_context
 
     servers = parse(given.url, "events.url")
+    if given.account_key:
+        from micro_ray.events.jetstream_api import Names
+        from micro_ray.nats_users import read
+
+        account = read(given.account_key, given.account, "events")
+        servers = replace(servers, login=Names(given.prefix).login(account))
     files = (given.tls_ca, given.tls_cert, given.tls_key)
     return JetStreamEvents(
         servers,

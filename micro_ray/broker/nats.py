@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import ssl
 import time
@@ -30,8 +31,9 @@ from micro_ray.finding import Finding
 from micro_ray.nats_client import GuardedClient, Taker
 from micro_ray.nats_health import examine
 from micro_ray.nats_url import Place
+from micro_ray.nats_walls import reached
 
-__all__ = ["NatsBroker"]
+__all__ = ["NatsBroker", "word"]
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,17 @@ class NatsBroker(Broker):
         self._closed = False
 
     async def __aenter__(self) -> NatsBroker:
-        self._keeper = asyncio.create_task(self._keep())
+        self.begin()
         return self
+
+    def begin(self) -> None:
+        """Begin to connect; what entering it does."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def read(self) -> bool:
+        """Whether there are subscriptions."""
+        return bool(self._readers)
 
     async def close(self) -> None:
         self._closed = True
@@ -101,7 +112,20 @@ class NatsBroker(Broker):
         await self._ready(0)
 
     async def examine(self) -> list[Finding]:
-        """Of NATS: which servers answer, and what they are."""
+        """Of NATS: which servers answer, what they are, and what keeps namespaces apart."""
+        text = (
+            "namespaces are kept apart by subjects of ours alone; broker.account_key has NATS do it"
+        )
+        return [*await self.servers(), Finding(check="broker", good=True, text=text)]
+
+    async def reached(self, namespace: str) -> list[str] | None:
+        """What our user may do with the subjects of a namespace, as the servers have it; see
+        :func:`~micro_ray.nats_walls.reached`."""
+        subject = self._subject(namespace, f"doctor-{os.urandom(8).hex()}")
+        return await reached(self._place, self._tls, subject)
+
+    async def servers(self) -> list[Finding]:
+        """Which servers answer, and what they are."""
         client = self._client if self._up.is_set() else None
         info = dict(client._server_info) if client is not None else {}
         return await examine(self._place, info, self._why, tls=self._tls)
@@ -178,7 +202,7 @@ class NatsBroker(Broker):
         return subject
 
     def _subject(self, namespace: str, topic: str) -> str:
-        return f"{self._prefix}{namespace.replace('.', '=')}.{topic}"
+        return f"{self._prefix}{word(namespace)}.{topic}"
 
     # -- the connection --------------------------------------------------------------------------
 
@@ -240,11 +264,7 @@ class NatsBroker(Broker):
 
         place = self._place
         scheme = "tls" if place.tls else "nats"
-        options: dict[str, Any] = {}
-        if place.user or place.password:
-            options |= {"user": place.user, "password": place.password}
-        if place.token:
-            options["token"] = place.token
+        options = place.options
         if self._tls is not None:
             options["tls"] = self._tls
         await client.connect(
@@ -288,6 +308,11 @@ class NatsBroker(Broker):
         if why not in self._said and len(self._said) < REASONS:
             self._said.add(why)
             log.warning("waiting for NATS at %s: %s", self._place, why)
+
+
+def word(namespace: str) -> str:
+    """A namespace as the word of subjects that it is."""
+    return namespace.replace(".", "=")
 
 
 def _taker(queue: Queue, start: int) -> Taker:

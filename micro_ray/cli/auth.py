@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,8 @@ from micro_ray.cli.exits import Usage
 from micro_ray.cli.group import Subcommands
 from micro_ray.cli.output import ago, as_json, columns, output
 from micro_ray.cli.session import Session
-from micro_ray.errors import Unauthorized
+from micro_ray.errors import Conflict, Unauthorized
+from micro_ray.files import replace_file
 
 __all__ = ["auth", "login", "logout", "user"]
 
@@ -299,6 +301,34 @@ def revoke(session: Session, token: str, account: str, namespace: str | None) ->
     request = {"token": token, "account": account, "namespace": _in(session, namespace)}
     session.call("auth", "Auth.Revoke", request)
     click.echo("Revoked")
+
+
+@auth.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@output()
+@click.pass_obj
+def nats(session: Session, folder: Path) -> None:
+    """Make the key by which NATS is told which namespace may do what.
+
+    FOLDER gets nats.conf, to be included by the configuration of all servers, and account.key, for
+    broker.account_key and events.account_key. Who has that file may do anything with the platform's
+    messages and events.
+    """
+    from micro_ray.nats_users import Key, configuration
+
+    key = Key.make("A")
+    files = {"account.key": f"{key.seed}\n", "nats.conf": configuration(key)}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).exists():
+            raise Conflict("cli", f"{folder / name} already exists")
+    for name, text in files.items():
+        replace_file(folder / name, text.encode())
+    if session.output == "json":
+        as_json({"account": key.id, "files": [str(folder / name) for name in files]})
+        return
+    for name in files:
+        click.echo(folder / name)
 
 
 @auth.command()

@@ -129,7 +129,8 @@ class JetStreamEvents(Events):
                 log.exception("sweep")
 
     async def examine(self) -> list[Finding]:
-        """Whether the servers are reached, and how full JetStream is there."""
+        """Whether the servers are reached, how full JetStream is there, and what keeps namespaces
+        apart."""
         found = await examine(
             self._link.place, self._link.info, self._link.why, "events", tls=self._link.tls
         )
@@ -146,7 +147,12 @@ class JetStreamEvents(Events):
             text += f" of {most / 2**20:.0f}"
         if full:
             text += ": raise the account's limits or keep less (events.ttl, events.max_size)"
-        return [*found, Finding(check="events", good=not full, text=text)]
+        apart = "namespaces are kept apart by names of ours alone"
+        return [
+            *found,
+            Finding(check="events", good=not full, text=text),
+            Finding(check="events", good=True, text=apart),
+        ]
 
     async def sweep(self) -> int:
         """Remove what is no longer kept, and give up what nobody settled; done every few seconds by

@@ -22,6 +22,7 @@ import msgspec
 
 from micro_ray.errors import BadGateway, InternalError, MicroError, TooLarge, Unavailable
 from micro_ray.nats_link import Answer, Link, NobodyThere, Unanswered
+from micro_ray.nats_users import Account
 
 __all__ = ["Api", "Message", "Names", "Refused"]
 
@@ -107,6 +108,11 @@ class Names:
 
     def dead(self, space: str) -> str:
         return f"{self.prefix}.dead.{_word(space)}"
+
+    def login(self, account: Account) -> Mapping[str, Any]:
+        """How the platform comes in, by a user who has what is under the prefix and JetStream."""
+        ours = f"{self.prefix}.>"
+        return account.login("events", publish=[ours, "$JS.API.>"], subscribe=[ours, "_INBOX.>"])
 
     def told(self, subject: str) -> str:
         """Where the server tells of what it has stored under a subject of ours."""

@@ -5,19 +5,30 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from micro_ray.actors.backends import open_broker, open_events
 from micro_ray.auth.passwords import Passwords
 from micro_ray.auth.stored import StoredAuth
+from micro_ray.broker.nats import NatsBroker
+from micro_ray.broker.nats_spaces import NatsSpaces
+from micro_ray.errors import Unavailable
+from micro_ray.nats_url import parse
 from micro_ray.sdk.testing import Here
 from micro_ray.sealing import KeyFile
 from micro_ray.settings import Auth as Settings
+from micro_ray.settings import Broker, Events
+from micro_ray.settings import Settings as Platform
 from micro_ray.store.memory import MemoryStore
 from micro_ray.wire import auth as face
+from tests.fixtures.brokers import up
+from tests.fixtures.nats import jetstream
 from tests.fixtures.terminal import Terminal
+from tests.fixtures.wait import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -170,3 +181,28 @@ async def test_revoking(admin: Terminal) -> None:
     assert (await admin.inside("auth", "revoke", "--account", "rita")).out == "Revoked\n"
     assert (await admin.inside("call", "auth", "Auth.Inspect", inspect)).code == 2
     await admin.inside("auth", "delete", "account", "rita")
+
+
+async def test_files_for_nats(lonely: Terminal, here_folder: Path) -> None:
+    """With them servers keep the platform's namespaces apart, and let in nobody else."""
+    done = await lonely.micro("auth", "nats", "walls")
+    assert (done.code, done.err) == (0, "")
+    assert done.lines == ["walls/account.key", "walls/nats.conf"]
+    key, conf = (here_folder / line for line in done.lines)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    again = await lonely.micro("auth", "nats", "walls")
+    assert again.code == 1
+    assert "already exists" in again.err
+    async with jetstream(conf.read_text()) as server:
+        url = f"nats://{server.address}"
+        given = Broker(url=url, account_key=str(key))
+        kept = Events(url=url, account_key=str(key))
+        settings = replace(Platform(), broker=given, events=kept)
+        async with open_broker(settings) as broker, open_events(settings) as events:
+            await eventually(lambda: up(broker))
+            assert isinstance(broker, NatsSpaces)
+            assert "NATS keeps namespaces apart" in (await broker.examine())[-1].text
+            assert (await events.publish("t", b"1", namespace="acme")).sequence == 1
+        async with NatsBroker(parse(url), patience=0.5) as stranger:
+            with pytest.raises(Unavailable, match="Authorization"):
+                await stranger.publish("t", b"")

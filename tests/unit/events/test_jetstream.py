@@ -267,7 +267,7 @@ async def test_it_is_examined(jet: NatsServer) -> None:
     async with backend(jet) as events:
         await events.publish("t", b"")
         assert isinstance(events, Examined)
-        connected, kept = await events.examine()
+        connected, kept, _ = await events.examine()
         assert connected.good
         assert kept.good
         assert "keeps 1 streams" in kept.text
@@ -281,7 +281,7 @@ async def test_it_is_examined(jet: NatsServer) -> None:
         await jet.start()
     async with server() as one, backend(one) as events:
         await eventually(lambda: events._link.info)
-        assert [f.good for f in await events.examine()] == [True, False]
+        assert [f.good for f in await events.examine()] == [True, False, True]
 
 
 # -- what is refused -----------------------------------------------------------------------------
