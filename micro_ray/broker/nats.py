@@ -113,10 +113,11 @@ class NatsBroker(Broker):
 
     async def examine(self) -> list[Finding]:
         """Of NATS: which servers answer, what they are, and what keeps namespaces apart."""
-        text = (
-            "namespaces are kept apart by subjects of ours alone; broker.account_key has NATS do it"
-        )
-        return [*await self.servers(), Finding(check="broker", good=True, text=text)]
+        found = await self.servers()
+        if not self._up.is_set():
+            return found
+        text = "namespaces are kept apart by subjects of ours; broker.account_key has NATS do it"
+        return [*found, Finding(check="broker", good=True, text=text)]
 
     async def reached(self, namespace: str) -> list[str] | None:
         """What our user may do with the subjects of a namespace, as the servers have it; see

@@ -98,9 +98,11 @@ async def test_through_the_platform(
             MICRO_ROUTER=",".join(here.bootstrap.routers), MICRO_API_PORT=str(free_port())
         )
         assert all(good for good, _ in await rows(given, "registry"))
-        ((good, text),) = await rows(given, "broker")
+        (good, text), (apart, who) = await rows(given, "broker")
         assert good
         assert text.startswith("NATS 2.")
+        assert apart
+        assert "namespaces" in who
         assert (await rows(given, "store"))[0][1].startswith("PostgreSQL ")
         ((good, text),) = await rows(given, "nobody")
         assert not good

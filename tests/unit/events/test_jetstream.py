@@ -281,7 +281,7 @@ async def test_it_is_examined(jet: NatsServer) -> None:
         await jet.start()
     async with server() as one, backend(one) as events:
         await eventually(lambda: events._link.info)
-        assert [f.good for f in await events.examine()] == [True, False, True]
+        assert [f.good for f in await events.examine()] == [True, False]
 
 
 # -- what is refused -----------------------------------------------------------------------------
