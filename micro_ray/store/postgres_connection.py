@@ -36,7 +36,7 @@ class Cursor(psycopg.AsyncCursor[Any]):
         elif connection.contends:
             try:
                 async with connection.pipeline():
-                    await connection.begin()
+                    await connection.begin("BEGIN")
                     await super().execute(*given, **options)
                     await connection.say("COMMIT")
             finally:
@@ -58,7 +58,7 @@ class Cursor(psycopg.AsyncCursor[Any]):
         try:
             if about is not None:
                 async with connection.pipeline():
-                    await connection.begin()
+                    await connection.begin("BEGIN")
             connection.rowwise = True
             streamed = cast("AsyncGenerator[Any, None]", super().stream(*given, **options))
             async with contextlib.aclosing(streamed) as rows:
@@ -92,9 +92,9 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._kept = self.cursor()
         return self._kept
 
-    async def begin(self, how: LiteralString = "BEGIN") -> None:
-        """Begin a transaction in a pipeline. It says whose it is as a whole; what it executes need
-        not."""
+    async def begin(self, how: LiteralString) -> None:
+        """Begin a transaction in a pipeline by this statement. It says whose it is as a whole; what
+        it executes need not."""
         about, self.about = self.about, None
         await self.say(how)
         if about is not None:

@@ -188,7 +188,7 @@ class Database:
 
         async def attempt(connection: Connection, commit: Commit) -> T:
             async with connection.pipeline():
-                await connection.begin()
+                await connection.begin("BEGIN ISOLATION LEVEL SERIALIZABLE")
                 answer, wrote = await job(connection)
                 if wrote:
                     await connection.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -89,6 +90,37 @@ async def test_a_transaction_stays_in_its_namespace(kept: PostgresStore) -> None
     with pytest.raises(NotFound):
         await kept.read("k", namespace="acme")
     assert (await kept.read("k", namespace="other")).value == b"other"
+
+
+@pytest.mark.parametrize("isolation", ["server", "query"])
+async def test_writes_are_serializable(postgres: Postgres, name: str, isolation: str) -> None:
+    """Both kinds of them; so is who comes first to a namespace."""
+    shown = "SELECT current_setting('transaction_isolation')"
+
+    async def look(connection: Connection) -> tuple[str, bool]:
+        row = await (await connection.execute(shown)).fetchone()
+        return row[0], True
+
+    async def put(connection: Connection, mark: str) -> int | None:
+        row = await (await connection.execute(shown)).fetchone()
+        assert row == ("serializable",)
+        return None
+
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(PostgresStore(postgres.url(name), isolation=isolation))
+            for _ in range(4)
+        ]
+        assert await stores[0]._database.transact("acme", look) == "serializable"
+        await stores[0]._database.put("acme", put)
+        for turn in range(20):
+            space = f"new{turn}"
+            first = (
+                store.transact([Put(key="k", value=b"", expected=0)], namespace=space)
+                for store in stores
+            )
+            done = await asyncio.gather(*first, return_exceptions=True)
+            assert sorted(isinstance(one, Conflict) for one in done) == [False, True, True, True]
 
 
 async def test_who_forgets_to_say_is_refused(kept: PostgresStore) -> None:
@@ -225,7 +257,7 @@ async def test_a_connection_says_it_each_time(postgres: Postgres, contends: bool
         assert await (await connection.execute(shown)).fetchone() == ("c",)
         connection.about = "d"
         async with connection.pipeline():
-            await connection.begin()
+            await connection.begin("BEGIN")
             inside = await connection.execute(shown)
             await connection.execute("ROLLBACK")
         assert await inside.fetchone() == ("d",)
