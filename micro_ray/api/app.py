@@ -121,9 +121,10 @@ class Api:
             self.metrics.in_flight += 1
             try:
                 if stream:
-                    code = await serve_stream(
-                        self, scope, receive, send, target, headers, metadata, request_id
-                    )
+                    with self.visitors.stay(visitor, target.resource) as stay:
+                        code = await serve_stream(
+                            self, scope, receive, send, target, headers, metadata, request_id, stay
+                        )
                 else:
                     await self._unary(scope, receive, send, target, headers, metadata, request_id)
             finally:

@@ -17,6 +17,7 @@ from micro_ray.auth.callers import Denials, bearer_of
 from micro_ray.auth.checks import namespace_of
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
+from micro_ray.auth.stays import Stay
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
@@ -145,6 +146,13 @@ class Visitors:
             if self._denials is not None:
                 self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)
             raise
+
+    def stay(self, visitor: Visitor, resource: Resource | None) -> Stay:
+        """A stream of his, over when he may no more (``resource`` None: when he is no more who he
+        was). Raises what :meth:`check` does when that is so already."""
+        if self.guard is None:
+            return Stay()
+        return self.guard.stays.begin(visitor.identity, resource, visitor.namespace)
 
     def allows(self, visitor: Visitor, resource: Resource) -> bool:
         """Whether he may."""

@@ -22,6 +22,7 @@ from micro_ray.auth import DEFAULT, MAX_TOKEN, Audit, Identity, Kind, Resource
 from micro_ray.auth.checks import namespace_of
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import LIFE, PASS, SCHEME, TOKEN
+from micro_ray.auth.stays import Stay
 from micro_ray.auth.tokens import ALGORITHM, LEEWAY
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
@@ -175,6 +176,11 @@ class Callers:
             if self._denials is not None:
                 self._denials.add(identity, resource, namespace, error.detail)
             raise
+
+    def stay(self, identity: Identity | None, resource: Resource, namespace: str) -> Stay:
+        """A stream of somebody who was admitted, over when he would be no more. Raises what
+        :meth:`admit` does when that is so already."""
+        return self.guard.stays.begin(identity, resource, namespace)
 
     def identify(self, metadata: Mapping[str, str]) -> tuple[Identity | None, bool]:
         """Who calls, and whether the platform says so. Raises Unauthorized."""

@@ -23,6 +23,7 @@ from micro_ray.api.body import JSON, OCTETS
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.paths import AllPaths, Target
 from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -115,7 +116,7 @@ class Proxy(grpc.GenericRpcHandler):
         if target.stream:
 
             async def stream(_: Any, context: Any) -> None:
-                await self._serve(context, sent, visitor, target, self._stream)
+                await self._serve(context, sent, visitor, target, self._stream, visitor)
 
             return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -206,7 +207,13 @@ class Proxy(grpc.GenericRpcHandler):
         return form.answer(answer)
 
     async def _stream(
-        self, context: Any, target: Target, metadata: dict[str, str], form: Form
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, visitor: Visitor
+    ) -> None:
+        with self._visitors.stay(visitor, target.resource) as stay:
+            await self._stay(context, target, metadata, form, stay)
+
+    async def _stay(
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, stay: Stay
     ) -> None:
         left = context.time_remaining()
         stream = await self._network.open(
@@ -218,11 +225,14 @@ class Proxy(grpc.GenericRpcHandler):
             metadata=metadata,
         )
         async with stream:
+            stay.over.add_done_callback(lambda _: stream.cancel())
             feed = asyncio.create_task(_feed(context, stream, form))
             try:
                 async for message in stream:
                     await context.write(form.answer(message))
+                    stay.check()
             except MicroError:
+                stay.check()  # it is why the stream was given up
                 if feed.done():
                     feed.result()  # what the client sent is why it ended
                 raise
