@@ -6,14 +6,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
 from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
-from micro_ray.api.metrics import Metrics
+from micro_ray.api.metrics import Figures, Metrics, exposition
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
 from micro_ray.api.paths import AllPaths, Target
@@ -62,7 +62,8 @@ async def lifespan(receive: Receive, send: Send) -> None:
 
 
 class Api:
-    """The ASGI application. ``ready()`` says whether a route table has come. One per replica."""
+    """The ASGI application. ``ready()`` says whether a route table has come, ``others()`` gives the
+    figures of the gRPC door. One per replica."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Api:
         gate: Gate | None = None,
         pressure: Pressure | None = None,
         visitors: Visitors | None = None,
+        others: Callable[[], Awaitable[Sequence[Figures]]] | None = None,
         version: str = "0.1.0",
     ) -> None:
         self.network = network
@@ -86,6 +88,7 @@ class Api:
         self._pressure = pressure or Pressure(1.0)
         self._table = table
         self._ready = ready
+        self._others = others
         self._version = version
         self._openapi: dict[Any, bytes] = {}
 
@@ -329,7 +332,7 @@ class Api:
             visitor = self.visitors.of(headers)
             self.visitors.check(visitor, METRICS)
             whole = self.visitors.guard is None or visitor.namespace == DEFAULT
-            body = self.metrics.text(None if whole else visitor.namespace)
+            body = await self._figures(None if whole else visitor.namespace)
             media = b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
             body = self._document(self.visitors.of(headers))
@@ -343,6 +346,13 @@ class Api:
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         return status
+
+    async def _figures(self, namespace: str | None) -> bytes:
+        """Its own, and those of the other door."""
+        text = self.metrics.text(namespace)
+        if self._others is None:
+            return text
+        return text + exposition("proxy", await self._others(), namespace)
 
     def _document(self, visitor: Visitor) -> bytes:
         """What the visitor may call; the same for all who may the same."""

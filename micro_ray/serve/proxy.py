@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -21,8 +22,9 @@ import grpc
 
 from micro_ray.api.body import JSON, OCTETS
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
+from micro_ray.api.metrics import Metrics
 from micro_ray.api.paths import AllPaths, Target
-from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.api.visitors import Visitor, Visitors, counted
 from micro_ray.auth.stays import Stay
 from micro_ray.errors import (
     BadRequest,
@@ -93,7 +95,7 @@ class Proxy(grpc.GenericRpcHandler):
         self._gate = gate
         self._pressure = pressure or Pressure(1.0)
         self._paths = AllPaths(network.table)
-        self.in_flight = 0
+        self.metrics = Metrics()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method; one that fails where there is none."""
@@ -110,6 +112,7 @@ class Proxy(grpc.GenericRpcHandler):
             refused = error  # the name of an except clause ends with it
 
             async def refuse(_: Any, context: Any) -> None:
+                self.metrics.count(self._visitors.nobody.namespace, "proxy", refused.grpc, None)
                 await _abort(context, refused)
 
             return grpc.stream_stream_rpc_method_handler(refuse)
@@ -136,8 +139,8 @@ class Proxy(grpc.GenericRpcHandler):
     ) -> bytes | None:
         """One call, its errors as statuses."""
         metadata: dict[str, str] = {}
-        admission = FREE
-        self.in_flight += 1
+        admission, begun, code = FREE, time.perf_counter(), "OK"
+        self.metrics.in_flight += 1
         try:
             self._check()
             metadata = self._metadata(context, sent, visitor, target.service)
@@ -147,19 +150,27 @@ class Proxy(grpc.GenericRpcHandler):
             answer: bytes | None = await how(context, target, metadata, form, *args)
             return answer
         except MicroError as error:
+            code = error.grpc
             await _abort(context, error, metadata.get("x-request-id", ""))
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         except Exception:
+            code = "INTERNAL"
             request_id = metadata.get("x-request-id", "")
             log.exception("call %s failed in the door", request_id)
             shown = f"the door failed; its log has {request_id}"
             await _abort(context, InternalError("proxy", shown), request_id)
         finally:
-            self.in_flight -= 1
             admission.release()
+            self.metrics.in_flight -= 1
+            seconds = None if target.stream else time.perf_counter() - begun
+            place = counted(visitor, target.service), target.service
+            self.metrics.count(*place, code, seconds)
 
     def _check(self) -> None:
         """Raises Unavailable when this replica has too much to do."""
-        if self.in_flight > self._settings.max_in_flight:
+        if self.metrics.in_flight > self._settings.max_in_flight:
             raise Unavailable("proxy", "too many calls are under way here", 1.0)
         if self._pressure.short:
             raise Unavailable(
