@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from micro_ray.auth import Identity, Resource
-from micro_ray.auth.callers import Denials, bearer_of
+from micro_ray.auth.callers import bearer_of
 from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
 from micro_ray.auth.stays import Stay

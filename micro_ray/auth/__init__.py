@@ -425,8 +425,9 @@ class Auth(abc.ABC):
 
     @abc.abstractmethod
     async def note(self, *entries: Audit, by: Caller) -> None:
-        """Enter denials of doors and services among what was done; their ids are given here. For
-        the platform's processes, as the two that follow."""
+        """Enter denials of doors and services among what was done, so many a second of each
+        namespace, the rest as a count; their ids are given here. For the platform's processes, as
+        the two that follow; a service of a namespace enters what it has refused there."""
 
     @abc.abstractmethod
     async def audits(self, *, limit: int = 100, by: Caller) -> list[Audit]:
