@@ -203,7 +203,7 @@ async def test_two_members_let_in_one_rate(shares: tuple[int, int]) -> None:
         took = time.monotonic() - begun
         print(f"{sum(counts)} of {rate * took + burst:.0f} in {took:.2f} s")
         assert sum(counts) <= rate * took + burst
-        assert sum(counts) >= 0.9 * (rate * seconds + burst)
+        assert sum(counts) >= 0.8 * (rate * seconds + burst)
         (use_,) = await here.limits.usage()
         assert (use_.kind, use_.doors) == (Kind.STORE, sum(share > 0 for share in shares))
 
