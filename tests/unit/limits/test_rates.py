@@ -15,6 +15,7 @@ from micro_ray.auth import Kind as Being
 from micro_ray.broker.memory import MemoryBroker
 from micro_ray.context import Context, use
 from micro_ray.errors import BadRequest, TooLarge, TooManyRequests
+from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.limits import BACKENDS, Kind, Quota
 from micro_ray.limits.gate import Gate
 from micro_ray.limits.metered_broker import MeteredBroker
@@ -24,6 +25,7 @@ from micro_ray.limits.rules import Rules, parse, quota_of
 from micro_ray.sdk.testing import Here, platform
 from micro_ray.store import Delete, Put
 from micro_ray.store.memory import MemoryStore
+from micro_ray.wire import events as events_face
 from micro_ray.wire import store as face
 from micro_ray.wire.gate import Supply
 from micro_ray.wire.remote_events import RemoteEvents
@@ -269,6 +271,39 @@ async def test_what_is_refused_over_http_and_frames() -> None:
             assert (standing.rules, standing.store and standing.store.records) == ((), most)
             await eventually(lambda: not gate.rules("micro").rules, within=PROMPT)
             assert (await remote.read("k")).value == b"v"
+
+
+async def test_what_events_refuse_over_http_and_frames() -> None:
+    async with platform() as here, members(here, Kind.EVENTS, 1) as (gate,):
+        await here.hosts["events"].close()
+        folder = here.bootstrap.run / "limited"
+        async with SqliteEvents(folder) as backend, QuotaEvents(backend, gate) as events:
+            await here.keep("events", events_face.endpoints(events))
+            await here.known("events")
+            await here.config.set("limits.events", {"events": 1})
+            await eventually(lambda: gate.rules("micro").events, within=PROMPT)
+            network = await here.network()
+            remote = RemoteEvents(network)
+            first = await remote.publish("t", b"v", id="x")
+            async with open_door(network, gate=Gate()) as door:
+                request = {"topic": "t", "payload": "v"}
+                answer = await door.http.post("/events/publish", json=request)
+                error = answer.json()
+                assert (answer.status_code, error["code"], error["id"]) == (413, 413, "events")
+                assert error["detail"].startswith("namespace micro may keep 1 events in events")
+                with pytest.raises(TooLarge, match=error["detail"].split(";")[0]):
+                    await remote.publish("t", b"v")
+                assert (await remote.publish("t", b"v", id="x")).sequence == first.sequence
+                usage = (await door.http.post("/events/usage")).json()
+                assert usage == {"topics": 1, "events": 1, "bytes": 1, "group_bytes": 0}
+                await here.limits.set("events", rate=FEW, burst=1)
+                await ruled([gate])
+                assert await done(*[lambda: remote.publish("t", b"v", id="x")] * 3) == 1
+                answer = await door.http.post("/events/publish", json=request)
+                error = answer.json()
+                assert (answer.status_code, error["code"], error["id"]) == (429, 429, "limits")
+                assert 0 < error["retry_after"] <= 1 / FEW
+                await here.hosts["events"].close()
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
