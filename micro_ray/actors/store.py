@@ -13,6 +13,7 @@ from micro_ray.limits.quota_store import QuotaStore
 from micro_ray.store import Blob, Change, Operation, Record, Usage
 from micro_ray.wire import store as face
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.own import Own
 
 __all__ = ["StoreActor"]
 
@@ -26,7 +27,7 @@ class StoreActor(Member):
         store = await self._stack.enter_async_context(open_store(self.settings))
         gate = await self.gate(Kind.STORE, self.settings.pools.store)
         self.backend = await self._stack.enter_async_context(QuotaStore(store, gate))
-        return face.endpoints(self.backend)
+        return face.endpoints(self.backend, Own(self.settings.namespace))
 
     async def read(self, key: str, **place: Any) -> Record:
         return await self.backend.read(key, **place)

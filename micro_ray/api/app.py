@@ -18,9 +18,9 @@ from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
 from micro_ray.api.paths import AllPaths, Target
 from micro_ray.api.streams import serve_stream
-from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.api.visitors import Visitor, Visitors, counted
 from micro_ray.api.websocket import serve_websocket
-from micro_ray.auth import Resource
+from micro_ray.auth import DEFAULT, Resource
 from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
 from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
 from micro_ray.limits.pressure import Pressure
@@ -104,6 +104,7 @@ class Api:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id, metadata = self.metadata(headers)
         service, code, stream, admission = "api", 200, False, FREE
+        namespace = self.visitors.nobody.namespace
         try:
             if path in RESERVED and method in ("GET", "HEAD", "OPTIONS"):
                 code = await self._own(path, method, headers, request_id, send)
@@ -113,7 +114,8 @@ class Api:
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
-            service, stream = target.service, bool(target.stream)
+            namespace, service = counted(visitor, target.service), target.service
+            stream = bool(target.stream)
             metadata.update(self.along(visitor, target, scope, headers))
             admission = self.limited(visitor, target) or await self.obtain(visitor, target)
             self.metrics.in_flight += 1
@@ -142,7 +144,8 @@ class Api:
             await self.send_error(failure, scope, request_id, send, headers)
         finally:
             admission.release()
-            self.metrics.count(service, code, None if stream else time.perf_counter() - begun)
+            seconds = None if stream else time.perf_counter() - begun
+            self.metrics.count(namespace, service, code, seconds)
 
     async def _unary(
         self,
@@ -322,8 +325,11 @@ class Api:
                 }
             )
         elif path == "/metrics":
-            self.visitors.check(self.visitors.of(headers), METRICS)
-            body, media = self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
+            visitor = self.visitors.of(headers)
+            self.visitors.check(visitor, METRICS)
+            whole = self.visitors.guard is None or visitor.namespace == DEFAULT
+            body = self.metrics.text(None if whole else visitor.namespace)
+            media = b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
             body = self._document(self.visitors.of(headers))
         elif path == "/favicon.ico":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -113,20 +113,33 @@ class _Shown:
             others = [name for name in self._fields if name not in captured]
             parameters += [self._parameter(n, "query", n in self._required) for n in others]
         else:
-            operation["requestBody"] = {"content": self._body()}
+            operation["requestBody"] = self._body(captured)
         if parameters:
             operation["parameters"] = parameters
         return operation
 
     def _parameter(self, name: str, where: str, required: bool) -> dict[str, Any]:
         schema = self._request.show(self._fields.get(name, {"type": "string"}))
-        return {"name": name, "in": where, "required": required, "schema": schema}
+        shown = {"name": name, "in": where, "required": required, "schema": schema}
+        if where == "query" and schema.get("type") == "boolean":
+            shown["allowEmptyValue"] = True  # ``?deep`` and ``?deep=`` are true
+        return shown
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self, captured: Sequence[str]) -> dict[str, Any]:
+        """What a body may be; what the path says it need not say again."""
         if self._endpoint.request.get("contentEncoding") == "binary":
-            return {_OCTETS: {}}
-        media = _LINES if self._endpoint.stream in ("client", "bidi") else _JSON
-        return {media: {"schema": self._request.show(self._endpoint.request)}}
+            return {"content": {_OCTETS: {}}}
+        streams = self._endpoint.stream in ("client", "bidi")
+        needed = [name for name in self._required if name not in captured]
+        schema = self._endpoint.request
+        if set(captured) & set(self._fields):
+            rest = {k: v for k, v in self._fields.items() if k not in captured}
+            schema = {**_object(schema), "properties": rest, "required": needed}
+        media = {_LINES if streams else _JSON: {"schema": self._request.show(schema)}}
+        # Nothing is as good as an object without fields.
+        return (
+            {"content": media, "required": True} if needed and not streams else {"content": media}
+        )
 
     def _answer(self) -> dict[str, Any]:
         if self._endpoint.response.get("contentEncoding") == "binary":
@@ -137,8 +150,8 @@ class _Shown:
         return {_JSON: schema}
 
 
-def _fields(request: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The fields of a request and those that must be there; a request may be a reference."""
+def _object(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a request, which may be a reference."""
     schema: Any = request
     for _ in range(8):
         reference = schema.get("$ref")
@@ -148,6 +161,12 @@ def _fields(request: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, .
         schema = definitions.get(reference.rpartition("/")[2])
         if not isinstance(schema, Mapping):
             schema = {}
+    return schema if isinstance(schema, Mapping) else {}
+
+
+def _fields(request: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The fields of a request and those that must be there."""
+    schema = _object(request)
     properties, required = schema.get("properties"), schema.get("required")
     return (
         properties if isinstance(properties, Mapping) else {},

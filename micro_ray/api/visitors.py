@@ -21,7 +21,7 @@ from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
 
-__all__ = ["COOKIE", "Visitor", "Visitors"]
+__all__ = ["COOKIE", "Visitor", "Visitors", "counted"]
 
 COOKIE = "micro-token"
 #: Headers that are remembered; more, and it begins anew.
@@ -42,6 +42,14 @@ class Visitor(NamedTuple):
         if self.identity.namespace == self.namespace:
             return self.identity.id
         return f"{self.identity.namespace}/{self.identity.id}"
+
+
+def counted(visitor: Visitor, service: str) -> str:
+    """The namespace that a call counts for: his, or, as nobody may name any, that of the
+    service."""
+    if visitor.identity is not None:
+        return visitor.namespace
+    return home(visitor.namespace, service)
 
 
 class Visitors:

@@ -21,7 +21,7 @@ import msgspec
 
 from micro_ray.api.body import OCTETS, ClientGone, build, client_gone, field_metadata, merged
 from micro_ray.api.paths import Target
-from micro_ray.api.visitors import Visitor
+from micro_ray.api.visitors import Visitor, counted
 from micro_ray.errors import BadRequest, InternalError, MethodNotAllowed, MicroError, TooLarge
 from micro_ray.network import Stream
 
@@ -39,7 +39,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
     """Serve one WebSocket until either side ends it."""
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     request_id, metadata = api.metadata(headers)
-    service, code = "api", 101
+    namespace, service, code = api.visitors.nobody.namespace, "api", 101
     await receive()  # websocket.connect
     try:
         visitor, target = _admit(api, scope, headers)
@@ -48,14 +48,14 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
         socket = _Socket(api, scope, receive, send, visitor, target, metadata, timeout)
     except MicroError as error:
         await _refuse(api, error, scope, request_id, send, headers)
-        api.metrics.count(service, error.code, None)
+        api.metrics.count(namespace, service, error.code, None)
         return
-    service = target.service
+    namespace, service = counted(visitor, target.service), target.service
     try:
         admission = api.limited(visitor, target) or await api.obtain(visitor, target)
     except MicroError as error:
         await _refuse(api, error, scope, request_id, send, headers)
-        api.metrics.count(service, error.code, None)
+        api.metrics.count(namespace, service, error.code, None)
         return
     if not target.stream:
         admission.release()  # each frame is a request of its own
@@ -79,7 +79,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
     finally:
         admission.release()
         api.metrics.in_flight -= 1
-        api.metrics.count(service, code, None)
+        api.metrics.count(namespace, service, code, None)
 
 
 def _admit(api: Api, scope: Any, headers: Mapping[bytes, bytes]) -> tuple[Visitor, Target]:

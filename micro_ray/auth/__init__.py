@@ -50,6 +50,8 @@ MAX_PRIORITY = 2**31 - 1
 MAX_TOKEN = 8192
 #: Scopes with a meaning: of who administers a namespace, and of what runs in it.
 ADMIN, SERVICE = "admin", "service"
+#: The topic of events in each namespace to which what was done in it is published.
+AUDIT = "auth.audit"
 #: The scope of the platform's own processes.
 PLATFORM = "platform"
 

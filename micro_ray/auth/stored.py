@@ -54,6 +54,8 @@ __all__ = ["StoredAuth"]
 
 #: Entries of what was done that one asks for or settles at a time.
 PAGE = 100
+#: End of the time that an entry may have, in seconds since 1970: the year 5138.
+MAX_TIME = 1e11
 
 
 class StoredAuth(Auth):
@@ -370,6 +372,9 @@ class StoredAuth(Auth):
         await self._of_platform(by)
         if len(entries) > PAGE:
             raise BadRequest("auth", f"{len(entries)} entries; {PAGE} at a time")
+        for entry in entries:
+            if not 0 <= entry.time < MAX_TIME:
+                raise BadRequest("auth", f"entry at {entry.time:g}: seconds since 1970")
         if entries:
             await self._records.write(*(self._records.entry(entry) for entry in entries))
 

@@ -11,8 +11,9 @@ from micro_ray.limits.ledger import Ask, Grant, Place
 
 __all__ = ["HORIZON", "PACE", "Gauge"]
 
-#: Seconds of its demand that a door asks for.
-HORIZON = 0.05
+#: Seconds of its demand that a door asks for: as a rule, and of a limit that has plenty, where
+#: what others miss meanwhile is nothing and each word costs both sides.
+HORIZON, AMPLE = 0.05, 0.25
 #: Seconds between two words about a limit that gives less than is wanted.
 PACE = 0.01
 #: Seconds without a request after which tokens and slots go back.
@@ -40,6 +41,7 @@ class Gauge:
         "_called",
         "_demand",
         "_full",
+        "_horizon",
         "_keep",
         "_low",
         "_number",
@@ -71,6 +73,7 @@ class Gauge:
         self.most = limit.concurrency
         self.attempts = 0
         self._demand = 0.0
+        self._horizon = HORIZON
         self._asked = False
         self._asked_at = now
         self._until = self._called = 0.0
@@ -165,7 +168,7 @@ class Gauge:
             self._demand, self._peak = 0.0, self.used
             back, self.tokens = self.tokens, 0
         elif limit.rate and not self._asked and now >= self._until:
-            ahead = math.ceil(self._demand * HORIZON)
+            ahead = math.ceil(self._demand * self._horizon)
             self._low = (ahead + 1) // 2
             if self.tokens < max(waiting, self._low):
                 want = max(waiting, ahead) - self.tokens
@@ -212,6 +215,7 @@ class Gauge:
         if grant.answers != self._number:
             return  # to what was said before, or to nothing: how it stands is another's to say
         self._asked = False
+        self._horizon = AMPLE if grant.plenty else HORIZON
         if grant.wait:
             self._until = now + max(grant.wait, PACE)
         self._called = now + CALLED if grant.called else 0.0

@@ -58,14 +58,15 @@ class Ask:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """What a door gets: more ``tokens`` and ``slots``. ``wait`` is seconds until there is another
-    token when it got fewer than it wanted, else 0. ``full``: there are not the slots it wants;
-    ``called``: others were asked to bring back theirs, so some may follow. ``keep``: bring back at
-    once slots that are not in use and beyond so many, as others want them (-1: nobody does).
-    ``answers`` the ask of this number, or none (0)."""
+    token when it got fewer than it wanted, else 0; ``plenty``: over half of the bucket is left.
+    ``full``: there are not the slots it wants; ``called``: others were asked to bring back theirs,
+    so some may follow. ``keep``: bring back at once slots that are not in use and beyond so many,
+    as others want them (-1: nobody does). ``answers`` the ask of this number, or none (0)."""
 
     place: Place
     tokens: int = 0
     wait: float = 0.0
+    plenty: bool = False
     slots: int = 0
     full: bool = False
     called: bool = False
@@ -94,6 +95,10 @@ class _Account:
     def part(self) -> int:
         """Slots that each door may keep while others want some."""
         return self.limit.concurrency // max(1, len(self.held.keys() | self.hungry.keys()))
+
+    def plenty(self, now: float) -> bool:
+        """Whether most of what there may be is there."""
+        return self.bucket is None or self.bucket.level(now) > self.bucket.depth / 2
 
 
 def _bucket(limit: Limit, now: float) -> Bucket | None:
@@ -147,6 +152,7 @@ class Ledger:
                     place=ask.place,
                     tokens=tokens,
                     wait=wait,
+                    plenty=account.plenty(now),
                     slots=slots,
                     full=full,
                     called=called,

@@ -39,5 +39,6 @@ def platform_itself() -> bool:
 
 
 def nobody_asks() -> bool:
-    """Whether it is not asked who makes it: over a Ray handle, or as nobody is asked here."""
+    """Whether it is not known who makes it: over a Ray handle, which is for who administers the
+    platform, or as nobody is asked here."""
     return current().reach is None

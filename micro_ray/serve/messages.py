@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -201,7 +200,7 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if kind == FieldDescriptor.TYPE_BYTES and isinstance(value, str):
         try:
             return base64.b64decode(value, validate=True)
-        except binascii.Error:
+        except ValueError:  # also what has other than ASCII
             raise ValueError(f"{field.json_name} is not base64") from None
     if kind == FieldDescriptor.TYPE_DOUBLE and isinstance(value, int) and value is not True:
         return float(value)

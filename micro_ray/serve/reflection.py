@@ -22,7 +22,7 @@ from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.auth import Resource
 from micro_ray.errors import MicroError
 from micro_ray.serve import health
-from micro_ray.serve.catalogue import Catalogues
+from micro_ray.serve.catalogue import Catalogues, Shown
 from micro_ray.serve.descriptors import Description
 from micro_ray.serve.heads import head_of, text_of
 from micro_ray.wire.statuses import code_of, message_of
@@ -115,17 +115,18 @@ class Reflection(grpc.GenericRpcHandler):
             answer.error_response.error_message = f"{text}: {wanted[:MAX_NAME]}"
         return answer
 
-    def _listed(self, visitor: Visitor) -> list[str]:
+    def _shown(self, visitor: Visitor) -> Shown:
         def shown(service: str, endpoint: str) -> bool:
             return self._visitors.allows(visitor, Resource(name=service, endpoint=endpoint))
 
-        return self._catalogues.of(visitor.namespace).services(shown)
+        return shown
+
+    def _listed(self, visitor: Visitor) -> list[str]:
+        return self._catalogues.of(visitor.namespace).services(self._shown(visitor))
 
     def _package(self, name: str, visitor: Visitor) -> Description | None:
-        """What the caller may call something of."""
-        if not any(listed.rpartition(".")[0] == name for listed in self._listed(visitor)):
-            return None
-        return self._catalogues.of(visitor.namespace).package(name)
+        """What the caller may call of a package."""
+        return self._catalogues.of(visitor.namespace).package(name, self._shown(visitor))
 
     def _by_name(self, name: str, visitor: Visitor) -> list[bytes]:
         package = name.removeprefix("micro/").removesuffix(".proto")

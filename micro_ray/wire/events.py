@@ -25,6 +25,7 @@ from micro_ray.wire.event_records import (
     to_event,
     to_letter,
 )
+from micro_ray.wire.own import of_audit
 from micro_ray.wire.remote_events import RemoteEvents
 
 __all__ = ["RemoteEvents", "endpoints"]
@@ -49,6 +50,7 @@ class _Face:
     ) -> Published:
         """Take an event; when this is answered it is on disk. With an id once, with expected only
         after that event."""
+        of_audit(topic, written=True)
         return await self._events.publish(
             topic,
             payload_of(payload, encoding),
@@ -61,6 +63,7 @@ class _Face:
     async def consume(self, request: Consume) -> AsyncIterator[WireDelivery]:
         """The events of a group, for ever. With auto_ack they are settled as they are sent, else
         by Events.Ack with their token."""
+        of_audit(request.topic)
         options = {name: getattr(request, name) for name in Consume.__slots__}
         taken = self._events.consume(**options, namespace=current().namespace)
         async with closing(taken) as deliveries:
@@ -69,6 +72,7 @@ class _Face:
 
     async def fetch(self, request: Fetch) -> dict[str, Any]:
         """Events of a group that are there now, or come within wait seconds."""
+        of_audit(request.topic)
         options = {name: getattr(request, name) for name in Fetch.__slots__}
         found = await self._events.fetch(**options, namespace=current().namespace)
         return {"events": [to_delivery(delivery) for delivery in found]}
@@ -96,6 +100,7 @@ class _Face:
         until: float | None = None,
     ) -> dict[str, Any]:
         """Events of a topic, without any group."""
+        of_audit(topic)
         found = await self._events.read(
             topic,
             limit=limit,
@@ -116,6 +121,7 @@ class _Face:
         speed: float = 0.0,
     ) -> AsyncIterator[WireEvent]:
         """Events of a topic one by one, with the pauses there were divided by speed (0: none)."""
+        of_audit(topic)
         told = self._events.replay(
             topic,
             sequence=sequence,
@@ -140,20 +146,24 @@ class _Face:
         self, topic: str, ttl: float | None = None, max_size: int | None = None
     ) -> Topic:
         """Set how long (seconds) and how much (bytes) a topic keeps."""
+        of_audit(topic, written=True)
         return await self._events.retain(
             topic, ttl=ttl, max_size=max_size, namespace=current().namespace
         )
 
     async def delete(self, topic: str) -> dict[str, Any]:
         """Remove a topic with all that is of it."""
+        of_audit(topic, written=True)
         return {"deleted": await self._events.delete(topic, namespace=current().namespace)}
 
     async def groups(self, topic: str) -> dict[str, Any]:
         """The groups of a topic."""
+        of_audit(topic)
         return {"groups": await self._events.groups(topic, namespace=current().namespace)}
 
     async def delete_group(self, topic: str, group: str) -> dict[str, Any]:
         """Remove a group with its dead letters."""
+        of_audit(topic)
         space = current().namespace
         return {"deleted": await self._events.delete_group(topic, group, namespace=space)}
 
@@ -161,6 +171,7 @@ class _Face:
         self, topic: str, group: str, limit: int = 100, offset: int = 0
     ) -> dict[str, Any]:
         """The dead letters of a group."""
+        of_audit(topic)
         found = await self._events.dead(
             topic, group, limit=limit, offset=offset, namespace=current().namespace
         )
@@ -173,6 +184,7 @@ class _Face:
         sequences: list[int] = [],  # noqa: B006 - copied by the struct, never changed
     ) -> dict[str, Any]:
         """Give dead letters (none named: all) to their group again."""
+        of_audit(topic)
         space = current().namespace
         return {"count": await self._events.requeue(topic, group, sequences, namespace=space)}
 
@@ -183,6 +195,7 @@ class _Face:
         sequences: list[int] = [],  # noqa: B006 - copied by the struct, never changed
     ) -> dict[str, Any]:
         """Remove dead letters (none named: all)."""
+        of_audit(topic)
         space = current().namespace
         return {"count": await self._events.discard(topic, group, sequences, namespace=space)}
 

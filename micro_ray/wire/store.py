@@ -12,6 +12,7 @@ from micro_ray.errors import BadGateway, BadRequest
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.own import Own
 from micro_ray.wire.remote import Caller, from_json, to_json
 from micro_ray.wire.store_records import (
     Records,
@@ -35,8 +36,14 @@ _PIECE = 256 * 1024
 class _Face:
     """The endpoints as methods; the namespace is the caller's."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, own: Own) -> None:
         self._store = store
+        self._own = own
+
+    def _in(self, database: str, table: str) -> dict[str, str]:
+        """A place that the caller may touch."""
+        self._own.table(database, table)
+        return {"database": database, "table": table, "namespace": current().namespace}
 
     async def read(
         self,
@@ -50,9 +57,9 @@ class _Face:
         table: str = DEFAULT,
     ) -> Records:
         """The record under a key, or with prefix or suffix all whose key begins or ends so."""
-        space = current().namespace
+        place = self._in(database, table)
         if not prefix and not suffix:
-            record = await self._store.read(key, database=database, table=table, namespace=space)
+            record = await self._store.read(key, **place)
             return Records(records=[to_wire(record)])
         found = await self._store.query(
             prefix=key if prefix else "",
@@ -60,9 +67,7 @@ class _Face:
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=space,
+            **place,
         )
         return Records(records=[to_wire(record) for record in found])
 
@@ -83,9 +88,7 @@ class _Face:
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return Records(records=[to_wire(record) for record in found])
 
@@ -107,9 +110,7 @@ class _Face:
             metadata=metadata,
             expiry=expiry,
             expected=expected,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return to_wire(record)
 
@@ -124,9 +125,7 @@ class _Face:
         await self._store.delete(
             key,
             expected=expected,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
 
     async def list(
@@ -146,9 +145,7 @@ class _Face:
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return {"keys": keys}
 
@@ -157,6 +154,8 @@ class _Face:
     ) -> dict[str, Any]:
         """All of these operations or none."""
         rows = [to_operation(row) for row in operations]
+        for table in {row.table for row in rows}:
+            self._own.table(database, table)
         versions = await self._store.transact(
             rows, database=database, namespace=current().namespace
         )
@@ -164,11 +163,14 @@ class _Face:
 
     async def databases(self) -> dict[str, Any]:
         """The databases of the namespace."""
-        return {"databases": await self._store.databases(namespace=current().namespace)}
+        found = await self._store.databases(namespace=current().namespace)
+        return {"databases": self._own.databases(found)}
 
     async def tables(self, database: str = DEFAULT) -> dict[str, Any]:
         """The tables of a database."""
-        return {"tables": await self._store.tables(database, namespace=current().namespace)}
+        self._own.database(database)
+        found = await self._store.tables(database, namespace=current().namespace)
+        return {"tables": self._own.tables(database, found)}
 
     async def usage(self) -> Usage:
         """What the namespace keeps, counted now."""
@@ -186,18 +188,17 @@ class _Face:
         table: str = DEFAULT,
     ) -> AsyncIterator[Change]:
         """Changes after a revision (-1: from now on)."""
-        space = current().namespace
+        place = self._in(database, table)
         if revision < 0:
-            revision = await self._store.revision(namespace=space)
-        watch = self._store.watch(
-            revision=revision, prefix=prefix, database=database, table=table, namespace=space
-        )
+            revision = await self._store.revision(namespace=place["namespace"])
+        watch = self._store.watch(revision=revision, prefix=prefix, **place)
         async with closing(watch) as changes:
             async for change in changes:
                 yield change
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         """A blob in pieces."""
+        self._own.blob(key)
         blob = self._store.read_blob(key, namespace=current().namespace)
         async with closing(blob) as pieces:
             async for piece in pieces:
@@ -209,20 +210,24 @@ class _Face:
             key = msgspec.json.decode(await anext(messages), type=dict[str, str])["key"]
         except (StopAsyncIteration, msgspec.DecodeError, KeyError):
             raise BadRequest("store", 'the first message must be {"key": "..."}') from None
+        self._own.blob(key)
         return await self._store.write_blob(key, messages, namespace=current().namespace)
 
     async def delete_blob(self, key: str) -> dict[str, Any]:
         """Remove a blob."""
+        self._own.blob(key)
         return {"deleted": await self._store.delete_blob(key, namespace=current().namespace)}
 
     async def blobs(self, prefix: str = "") -> dict[str, Any]:
         """Blobs by key."""
-        return {"blobs": await self._store.blobs(prefix=prefix, namespace=current().namespace)}
+        self._own.blob(prefix)
+        found = await self._store.blobs(prefix=prefix, namespace=current().namespace)
+        return {"blobs": self._own.blobs(found)}
 
 
-def endpoints(store: Store) -> Endpoints:
-    """Service ``store``."""
-    face, table = _Face(store), Endpoints(NAME)
+def endpoints(store: Store, own: Own | None = None) -> Endpoints:
+    """Service ``store``; ``own`` is the platform's part of it (default: in ``micro``)."""
+    face, table = _Face(store, own or Own()), Endpoints(NAME)
     for name in (
         "read", "query", "write", "delete", "list", "transaction", "databases", "tables",
         "usage", "revision", "watch",

@@ -7,7 +7,6 @@ Values cross JSON as text when they are text, and as base64 otherwise; ``encodin
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import re
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def from_text(value: str, encoding: str, where: str = "store") -> bytes:
         raise BadRequest(where, f"encoding {encoding!r} is neither 'text' nor 'base64'")
     try:
         return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also what has other than ASCII
         raise BadRequest(where, f"value is not base64: {error}") from None
 
 

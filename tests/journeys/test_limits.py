@@ -42,7 +42,7 @@ async def test_the_doors_keep_one_limit(limited: Server, driver: Driver) -> None
     pid = driver(
         limited,
         f"""
-        limits = ray.get_actor("limits", namespace="micro")
+        limits = handle("limits")
         rule = ray.get(limits.set.remote("service", "helloworld", rate={rate}, burst={burst}))
         assert rule.limit.rate == {rate}
         assert ray.get(limits.list.remote()).rules == (rule,)
@@ -86,7 +86,7 @@ def test_the_members_of_the_store_let_in_one_rate(bounded: Server, driver: Drive
         import time
         from micro_ray.errors import TooManyRequests
 
-        stores = [ray.get_actor(name, namespace="micro") for name in ("store", "store-1")]
+        stores = [handle(name) for name in ("store", "store-1")]
 
         def reads(store):
             try:

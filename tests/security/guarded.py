@@ -64,12 +64,19 @@ class Verb:
 
 class Guarded:
     def __init__(
-        self, here: Here, network: Network, http: httpx.AsyncClient, channel: Any, port: int = 0
+        self,
+        here: Here,
+        network: Network,
+        api: Api,
+        http: httpx.AsyncClient,
+        channel: Any,
+        port: int,
     ) -> None:
         assert here.authority is not None
         self.here = here
         self.authority: Authority = here.authority
         self.network = network
+        self.api = api
         self.http = http
         self.channel = channel
         #: Of the gRPC door, on 127.0.0.1.
@@ -175,4 +182,4 @@ async def guarded() -> AsyncIterator[Guarded]:
         stack.push_async_callback(listener.stop, 0.0)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{listener.bound}")
         stack.push_async_callback(channel.close)
-        yield Guarded(here, network, http, channel, listener.bound)
+        yield Guarded(here, network, api, http, channel, listener.bound)

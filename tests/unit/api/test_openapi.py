@@ -258,3 +258,32 @@ async def test_no_schema_takes_the_document_down(schema: dict[str, Any]) -> None
     assert all(re.fullmatch(r"[a-zA-Z0-9._-]+", name) for name in names)
     used = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(form)))
     assert used <= names
+
+
+async def test_what_the_path_says_the_body_need_not() -> None:
+    fields = {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "name": {"type": "string"}},
+        "required": ["id", "name"],
+    }
+    request = {"$ref": "#/$defs/User", "$defs": {"User": fields}}
+    form = documented(bound("Users.Put", "/users/{id}", "PUT", request=request))
+    body = form["paths"]["/users/{id}"]["put"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
+    assert schema["properties"] == {"name": {"type": "string"}}
+    assert schema["required"] == ["name"]
+
+
+async def test_a_body_must_be_there_when_it_has_fields_that_must() -> None:
+    some = {"type": "object", "properties": {"name": {"type": "string"}}}
+    for request, must in (({**some, "required": ["name"]}, True), (some, False)):
+        form = documented(Endpoint(name="Thing.Do", request=request))
+        body = form["paths"]["/thing/thing/do"]["post"]["requestBody"]
+        assert body.get("required", False) is must
+
+
+async def test_a_flag_needs_no_value() -> None:
+    flag = {"type": "object", "properties": {"deep": {"type": "boolean"}}}
+    form = documented(bound("Things.List", "/things", "GET", request=flag))
+    (parameter,) = form["paths"]["/things"]["get"]["parameters"]
+    assert parameter["allowEmptyValue"] is True

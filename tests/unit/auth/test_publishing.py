@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pytest
 
-from micro_ray.actors.auth import SELF, TOPIC, publish
-from micro_ray.auth import Audit, Rule
-from micro_ray.errors import Unavailable
+from micro_ray.actors.auth import SELF, publish
+from micro_ray.auth import AUDIT, Audit, Rule
+from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.store.memory import MemoryStore
 from tests.fixtures.auths import ROOT, over
@@ -52,12 +53,21 @@ async def test_it_waits_for_events_and_comes_once() -> None:
                 return not await auth.audits(by=SELF)
 
             await eventually(settled, within=PROMPT)
-            found = await events.read(TOPIC, namespace="acme")
+            found = await events.read(AUDIT, namespace="acme")
             entries = [msgspec.json.decode(event.payload, type=Audit) for event in found]
             assert [entry.subject for entry in entries] == [f"r{n}" for n in range(5)]
             assert {entry.action for entry in entries} == {"rule.create"}
-            (other,) = await events.read(TOPIC, namespace="micro")
+            (other,) = await events.read(AUDIT, namespace="micro")
             assert msgspec.json.decode(other.payload, type=Audit).namespace == "no/name"
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("time", [float("inf"), float("nan"), -1.0, 1e300])
+async def test_an_entry_has_a_time_that_can_be(time: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="ap-") as name:
+        async with MemoryStore() as store, over(store, Path(name), Clock()) as auth:
+            entry = Audit(id="", time=time, action="x", by="", namespace="micro")
+            with pytest.raises(BadRequest, match="seconds since 1970"):
+                await auth.note(entry, by=ROOT)

@@ -57,10 +57,36 @@ def test_slots_come_back_with_the_end_of_a_line() -> None:
     one, two = ledger.attach(), ledger.attach()
     assert ledger.ask(one, [ask(concurrency=3, slots=3)], 0.0)[one][0].slots == 3
     told = ledger.ask(two, [ask(concurrency=3, slots=2)], 0.0)
-    assert told[two][0] == Grant(place=PLACE, full=True, called=True)
+    assert told[two][0] == Grant(place=PLACE, plenty=True, full=True, called=True)
     assert told[one][-1].keep == 1, "of three slots two doors may keep one each"
     told = ledger.detach(one, 0.1)
     assert told[two][0].slots == 2
+
+
+def words(limit: Limit, demand: int) -> int:
+    """How often a door asks for a limit in a second, at so many requests a second."""
+    ledger = Ledger()
+    door, gauge, count = ledger.attach(), Gauge(PLACE, limit, 1, 0.0), 0
+    for tick in range(3 * 100):
+        now = tick / 100
+        for _ in range(demand // 100):
+            gauge.attempts, gauge.used_at = gauge.attempts + 1, now
+            if gauge.tokens:
+                gauge.take()
+                gauge.leave()
+        said = gauge.ask(0, now)
+        if said is not None:
+            count += now >= 2
+            for grant in ledger.ask(door, [said], now)[door]:
+                gauge.give(grant, now)
+    return count
+
+
+def test_of_a_limit_that_has_plenty_a_door_asks_seldom() -> None:
+    """And often of one that is nearly used up, for others want of it too."""
+    assert words(Limit(rate=10_000), 1000) <= 10
+    assert words(Limit(rate=10_000, burst=50_000), 1000) <= 10
+    assert words(Limit(rate=900, burst=100), 1000) >= 20
 
 
 def test_a_new_ledger_knows_what_doors_hold() -> None:
