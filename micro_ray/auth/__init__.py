@@ -119,12 +119,16 @@ class Identity:
         return ADMIN in self.grants[1]
 
     @cached_property
+    def platform(self) -> bool:
+        """Whether it is one of the platform's own processes."""
+        own = self.namespace == DEFAULT and self.kind is Kind.SERVICE
+        return own and PLATFORM in self.grants[1]
+
+    @cached_property
     def everywhere(self) -> bool:
         """Whether he may act in every namespace: who administers the platform, and its own
         processes."""
-        if self.namespace != DEFAULT:
-            return False
-        return self.admin or (self.kind is Kind.SERVICE and PLATFORM in self.grants[1])
+        return self.platform or (self.namespace == DEFAULT and self.admin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

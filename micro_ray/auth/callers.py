@@ -21,7 +21,7 @@ from micro_ray.auth import DEFAULT, MAX_TOKEN, Identity, Kind, Resource
 from micro_ray.auth.checks import namespace_of
 from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
-from micro_ray.auth.passes import LIFE, PASS, SCHEME, TOKEN
+from micro_ray.auth.passes import HANDED, LIFE, PASS, SCHEME, TOKEN
 from micro_ray.auth.stays import Stay
 from micro_ray.auth.tokens import ALGORITHM, LEEWAY
 from micro_ray.context import AUTHORIZATION
@@ -184,7 +184,9 @@ class Callers:
         if process is not None:
             # It speaks for itself: of what the pass says only the callee and the time count.
             return _Known(process, min(expires, process.expires), process, False)
-        return _Known(_identity(claims) if claims["sub"] else None, expires, None, True)
+        # What is handed out is the platform's word for who calls, and for nothing else.
+        whom = _identity(claims) if claims["sub"] else None
+        return _Known(whom, expires, None, HANDED not in claims)
 
     def _claims(self, text: str, public: str) -> dict[str, Any]:
         try:

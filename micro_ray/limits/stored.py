@@ -11,9 +11,18 @@ from typing import Any
 
 from micro_ray.config import Config
 from micro_ray.errors import BadRequest, MicroError, NotFound, TooLarge
-from micro_ray.limits import DEFAULT, Kind, Limit, Limits, Rule, Standing, Use
+from micro_ray.limits import BACKENDS, DEFAULT, Kind, Limit, Limits, Rule, Standing, Use
 from micro_ray.limits.ledger import Ledger
-from micro_ray.limits.rules import FIELDS, ROOT, check_limit, check_place, parse, path_of, quota_of
+from micro_ray.limits.rules import (
+    FIELDS,
+    ROOT,
+    check_limit,
+    check_place,
+    event_quota_of,
+    parse,
+    path_of,
+    quota_of,
+)
 
 __all__ = ["StoredLimits", "standing"]
 
@@ -40,7 +49,12 @@ async def standing(config: Config, namespace: str) -> Standing:
 
 def _standing(document: Any, version: int) -> Standing:
     """Raises what is wrong with it."""
-    return Standing(rules=parse(document), store=quota_of(document), version=version)
+    return Standing(
+        rules=parse(document),
+        store=quota_of(document),
+        events=event_quota_of(document),
+        version=version,
+    )
 
 
 async def _last_good(config: Config, version: int, namespace: str) -> Standing:
@@ -90,6 +104,8 @@ class StoredLimits(Limits):
         }
         if not given:
             raise BadRequest("limits", "give a rate, a burst or a concurrency")
+        if place in BACKENDS and concurrency is not None:
+            raise BadRequest("limits", f"concurrency: what is done in {place} has a rate alone")
         before = await self._limit(place, name, namespace)
         values = {field: getattr(before, field) for field in FIELDS} | given
         if rate == 0 and burst is None:

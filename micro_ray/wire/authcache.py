@@ -52,7 +52,7 @@ def endpoints(
         identity: Identity | None = current().identity
         if passes is None or identity is None:
             raise Unauthorized(NAME, "passes are for who has proved who he is: log in")
-        metadata = passes.to(namespace, service, identity)
+        metadata = passes.to(namespace, service, identity, handed=True)
         return {"metadata": metadata, "renew": time.time() + LIFE / 2}
 
     table = Endpoints(NAME)

@@ -48,7 +48,8 @@ class Lender:
         self._swept = 0.0
 
     async def lend(self, messages: AsyncIterator[Said]) -> AsyncIterator[Granted]:
-        """A door's line: what it says comes in, what it gets goes out. Ends with it."""
+        """A door's line: what it says comes in, what it gets goes out. Ends with it. Who is no
+        process of the platform borrows within its own namespace."""
         if len(self._lines) >= MAX_DOORS:
             raise TooManyRequests(NAME, f"{MAX_DOORS} doors are attached here", 1.0)
         door = self.ledger.attach()
@@ -74,9 +75,13 @@ class Lender:
             self._tell(self.ledger.detach(door, time.monotonic()))
 
     async def _listen(self, door: int, messages: AsyncIterator[Said]) -> None:
+        context = current()
         async for said in messages:
             if len(said.asks) > MAX_ASKS:
                 raise BadRequest(NAME, f"over {MAX_ASKS} asks in one message")
+            if context.whose is not None:
+                for ask in said.asks:
+                    context.within(ask.place.namespace)
             now = time.monotonic()
             self._tell(self.ledger.ask(door, said.asks, now))
             if now > self._swept + SWEEP:

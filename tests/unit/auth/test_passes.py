@@ -58,6 +58,16 @@ def test_a_door_speaks_for_whom_it_has_verified() -> None:
     assert itself.everywhere
 
 
+def test_what_is_handed_out_says_who_calls_and_no_more() -> None:
+    at = Place()
+    jane = at.account("jane", "acme", "a")
+    assert at.callers.identify(at.door.to("micro", "store", jane, handed=True)) == (jane, False)
+    assert at.callers.identify(at.door.to("micro", "store", jane)) == (jane, True)
+    at.guard.apply(Update(revision=2, revoked=(Revocation(token=jane.token, until=2.0**40),)))
+    with pytest.raises(Unauthorized, match="revoked"):
+        at.callers.identify(at.door.to("micro", "store", jane, handed=True))
+
+
 def test_a_pass_is_made_once_and_anew_before_it_ends() -> None:
     at = Place()
     first = at.door.to("micro", "store", None)
