@@ -68,6 +68,9 @@ class Kind(StrEnum):
 #: Those that doors keep, and those that the members of a service of that name keep, for whoever
 #: comes to them and however: what a namespace may do there in all. These have a rate alone.
 DOORS = (Kind.NAMESPACE, Kind.ACCOUNT, Kind.SERVICE, Kind.ROUTE)
+#: Those of what a namespace may do in all, which whoever keeps the platform sets and its own
+#: administrators do not.
+WHOLE = frozenset((Kind.NAMESPACE, Kind.STORE, Kind.EVENTS, Kind.BROKER))
 BACKENDS = (Kind.STORE, Kind.EVENTS, Kind.BROKER)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from micro_ray.config import Config
 from micro_ray.errors import BadRequest, MicroError, NotFound, TooLarge
-from micro_ray.limits import BACKENDS, DEFAULT, Kind, Limit, Limits, Rule, Standing, Use
+from micro_ray.limits import BACKENDS, DEFAULT, WHOLE, Kind, Limit, Limits, Rule, Standing, Use
 from micro_ray.limits.ledger import Ledger
 from micro_ray.limits.rules import (
     FIELDS,
@@ -44,7 +44,7 @@ async def standing(config: Config, namespace: str) -> Standing:
         return _standing(found.data, found.version)
     except MicroError as error:
         good = await _last_good(config, found.version, namespace)
-        return replace(good, version=found.version, problem=error.detail)
+        return replace(_with_whole(good, found.data), version=found.version, problem=error.detail)
 
 
 def _standing(document: Any, version: int) -> Standing:
@@ -55,6 +55,19 @@ def _standing(document: Any, version: int) -> Standing:
         events=event_quota_of(document),
         version=version,
     )
+
+
+def _with_whole(good: Standing, document: Any) -> Standing:
+    """With the limits of the namespace as a whole as they are now, if those can be: what its own
+    administrators have set wrong elsewhere must not keep these out."""
+    if not isinstance(document, Mapping):
+        return good
+    try:
+        now = _standing({word: v for word, v in document.items() if word in WHOLE}, 0)
+    except MicroError:
+        return good
+    others = (rule for rule in good.rules if rule.kind not in WHOLE)
+    return replace(now, rules=(*now.rules, *others))
 
 
 async def _last_good(config: Config, version: int, namespace: str) -> Standing:

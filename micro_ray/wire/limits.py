@@ -14,6 +14,7 @@ from micro_ray.errors import BadRequest, TooManyRequests
 from micro_ray.limits import Limits, Rule, Standing
 from micro_ray.limits.ledger import Ask, Grant, Ledger
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.own import of_whole
 
 __all__ = ["NAME", "Granted", "Lender", "Said", "endpoints"]
 
@@ -117,6 +118,7 @@ class _Face:
         by: str = "",
     ) -> Rule:
         """Set the limit of a namespace, account, service or route (0 removes a number)."""
+        of_whole(kind)
         return await self._limits.set(
             kind,
             name,
@@ -129,6 +131,7 @@ class _Face:
 
     async def unset(self, kind: str, name: str = "", by: str = "") -> None:
         """Remove a limit."""
+        of_whole(kind)
         who = current().caller or by
         await self._limits.unset(kind, name, by=who, namespace=current().namespace)
 
