@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from micro_ray.context import current
-from micro_ray.errors import BadGateway, BadRequest
+from micro_ray.errors import BadGateway, BadRequest, Forbidden
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
@@ -30,6 +30,28 @@ NAME = "store"
 
 #: Blobs cross in pieces of at most so many bytes.
 _PIECE = 256 * 1024
+#: What the platform's own services keep here for all namespaces: accounts, documents, workloads and
+#: their sources. Whoever has a namespace, be it the one that they are in, has these no more than
+#: others.
+OWN_DATABASES = frozenset({"auth", "config"})
+OWN_TABLES = frozenset({"runtime"})
+OWN_BLOBS = "source/"
+
+
+def _place(database: str, *tables: str) -> None:
+    """Raises Forbidden for what is the platform's own, to who does not act for it."""
+    if current().whose is None:
+        return
+    if database in OWN_DATABASES:
+        raise Forbidden(NAME, f"database {database} is the platform's own: choose another")
+    if database == DEFAULT and not OWN_TABLES.isdisjoint(tables):
+        table = next(name for name in tables if name in OWN_TABLES)
+        raise Forbidden(NAME, f"table {table} is the platform's own: choose another")
+
+
+def _blob(key: str) -> None:
+    if current().whose is not None and key.startswith(OWN_BLOBS):
+        raise Forbidden(NAME, f"blobs under {OWN_BLOBS} are the platform's own: choose another key")
 
 
 class _Face:
@@ -50,6 +72,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> Records:
         """The record under a key, or with prefix or suffix all whose key begins or ends so."""
+        _place(database, table)
         space = current().namespace
         if not prefix and not suffix:
             record = await self._store.read(key, database=database, table=table, namespace=space)
@@ -77,6 +100,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> Records:
         """Records whose key begins and ends so."""
+        _place(database, table)
         found = await self._store.query(
             prefix=prefix,
             suffix=suffix,
@@ -101,6 +125,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> WireRecord:
         """Write a record; expiry in seconds. With expected only over that version (0: none)."""
+        _place(database, table)
         record = await self._store.write(
             key,
             from_text(value, encoding),
@@ -121,6 +146,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> None:
         """Remove a record."""
+        _place(database, table)
         await self._store.delete(
             key,
             expected=expected,
@@ -140,6 +166,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> dict[str, Any]:
         """The keys that begin and end so."""
+        _place(database, table)
         keys = await self._store.keys(
             prefix=prefix,
             suffix=suffix,
@@ -157,6 +184,7 @@ class _Face:
     ) -> dict[str, Any]:
         """All of these operations or none."""
         rows = [to_operation(row) for row in operations]
+        _place(database, *(row.table for row in rows))
         versions = await self._store.transact(
             rows, database=database, namespace=current().namespace
         )
@@ -168,6 +196,7 @@ class _Face:
 
     async def tables(self, database: str = DEFAULT) -> dict[str, Any]:
         """The tables of a database."""
+        _place(database)
         return {"tables": await self._store.tables(database, namespace=current().namespace)}
 
     async def usage(self) -> Usage:
@@ -186,6 +215,7 @@ class _Face:
         table: str = DEFAULT,
     ) -> AsyncIterator[Change]:
         """Changes after a revision (-1: from now on)."""
+        _place(database, table)
         space = current().namespace
         if revision < 0:
             revision = await self._store.revision(namespace=space)
@@ -198,6 +228,7 @@ class _Face:
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         """A blob in pieces."""
+        _blob(key)
         blob = self._store.read_blob(key, namespace=current().namespace)
         async with closing(blob) as pieces:
             async for piece in pieces:
@@ -209,15 +240,21 @@ class _Face:
             key = msgspec.json.decode(await anext(messages), type=dict[str, str])["key"]
         except (StopAsyncIteration, msgspec.DecodeError, KeyError):
             raise BadRequest("store", 'the first message must be {"key": "..."}') from None
+        _blob(key)
         return await self._store.write_blob(key, messages, namespace=current().namespace)
 
     async def delete_blob(self, key: str) -> dict[str, Any]:
         """Remove a blob."""
+        _blob(key)
         return {"deleted": await self._store.delete_blob(key, namespace=current().namespace)}
 
     async def blobs(self, prefix: str = "") -> dict[str, Any]:
         """Blobs by key."""
-        return {"blobs": await self._store.blobs(prefix=prefix, namespace=current().namespace)}
+        _blob(prefix)
+        found = await self._store.blobs(prefix=prefix, namespace=current().namespace)
+        if current().whose is not None:
+            found = [blob for blob in found if not blob.key.startswith(OWN_BLOBS)]
+        return {"blobs": found}
 
 
 def endpoints(store: Store) -> Endpoints:

@@ -1,0 +1,124 @@
+"""What is the platform's own is nobody's else: also not of who has all of the namespace that it is
+kept in, or of another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from micro_ray.auth import Resource, Rule
+from micro_ray.auth import records as accounts
+from micro_ray.config import records as documents
+from micro_ray.runtime import archives, desired
+from micro_ray.sdk.authority import ITSELF
+from micro_ray.wire import store as face
+from micro_ray.wire.trust import Holder
+from tests.fixtures.wait import eventually
+from tests.security.guarded import Guarded, Verb, guarded
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def at() -> AsyncIterator[Guarded]:
+    async with guarded() as found:
+        yield found
+
+
+async def who(at: Guarded, name: str, verb: Verb) -> tuple[str, dict[str, str]]:
+    """The way in of somebody, and what he says."""
+    authority = at.authority
+    if name == "replica":
+        holder = Holder(authority.issuer.identity("own-1", "micro"))
+        return "frames", dict(holder.passes.itself("micro", verb.service))
+    space, _, scope = name.partition("/")
+    known = _known.setdefault(id(at), {})
+    if name not in known:
+        scopes = (scope,) if scope else ()
+        known[name] = (await authority.login(f"own-{scope}", space, scopes=scopes)).access
+    return "http", {"authorization": f"Bearer {known[name]}"}
+
+
+#: The tokens of accounts that are made once per platform.
+_known: dict[int, dict[str, str]] = {}
+
+
+async def said(at: Guarded, name: str, service: str, endpoint: str, request: Any) -> int:
+    verb = Verb(service=service, endpoint=endpoint)
+    way, head = await who(at, name, verb)
+    code, _ = await at.code(way, verb, head, json.dumps(request).encode(), within=2.0)
+    return code
+
+
+PLACES = (
+    {"database": "auth", "table": "accounts"},
+    {"database": "config", "table": "acme"},
+    {"table": "runtime"},
+)
+#: Verbs of the store that are about a place.
+STORE: dict[str, dict[str, Any]] = {
+    "Read": {"key": "acme/boss"},
+    "Query": {},
+    "Write": {"key": "micro/me", "value": "{}"},
+    "Delete": {"key": "acme/boss"},
+    "List": {},
+    "Watch": {"revision": 0},
+}
+
+
+@pytest.mark.parametrize("name", ["replica", "micro/service", "micro/store-keeper", "acme/admin"])
+async def test_the_platforms_records_are_its_own(at: Guarded, name: str) -> None:
+    """An account of ``micro`` with the scope of a service had all accounts, and could make itself
+    one that administers."""
+    if name == "micro/store-keeper":
+        rule = Rule(id="keeper", scope="store-keeper", resource=Resource(name="store"),
+                    priority=600)  # fmt: skip
+        await at.authority.auth.create_rule(rule, by=ITSELF)
+        await eventually(lambda: _allowed(at))
+    for verb, request in STORE.items():
+        for place in PLACES:
+            code = await said(at, name, "store", f"Store.{verb}", {**request, **place})
+            assert code == 403, (verb, place)
+    for place in PLACES:
+        database, table = place.get("database", "micro"), place["table"]
+        operation = {"kind": "put", "key": "x", "value": "x", "table": table}
+        request = {"operations": [{**operation, "table": "mine"}, operation], "database": database}
+        assert await said(at, name, "store", "Store.Transaction", request) == 403
+    for database in ("auth", "config"):
+        assert await said(at, name, "store", "Store.Tables", {"database": database}) == 403
+    for verb in ("BlobStore.Read", "BlobStore.Write", "BlobStore.Delete"):
+        key = {"key": f"source/{'0' * 64}/acme"}
+        assert await said(at, name, "store", verb, key) == 403, verb
+    assert await said(at, name, "store", "BlobStore.List", {"prefix": "source/"}) == 403
+    # Its own goes on as before.
+    assert await said(at, name, "store", "Store.Write", {"key": "mine", "value": "x"}) == 200
+    assert await said(at, name, "store", "BlobStore.List", {}) == 200
+
+
+def _allowed(at: Guarded) -> bool:
+    assert at.here.trust is not None
+    rules = at.here.trust.guard._rules.get("micro")
+    return rules is not None and any(rule.id == "keeper" for rule in rules.ordered)
+
+
+async def test_a_list_of_blobs_has_none_of_the_platforms(at: Guarded) -> None:
+    async def one() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    await at.here.store.write_blob("source/0/acme", one())
+    await at.here.store.write_blob("sound", one())
+    verb = Verb(service="store", endpoint="BlobStore.List")
+    way, head = await who(at, "micro/service", verb)
+    code, text = await at.code(way, verb, head, b'{"prefix": "so"}')
+    assert (code, [blob["key"] for blob in json.loads(text)["blobs"]]) == (200, ["sound"])
+
+
+async def test_what_is_kept_where() -> None:
+    """The face of the store says by name what the others keep in it."""
+    assert {accounts.DATABASE, documents.DATABASE} == face.OWN_DATABASES
+    assert {desired.TABLE} == face.OWN_TABLES
+    assert archives.PREFIX == face.OWN_BLOBS
