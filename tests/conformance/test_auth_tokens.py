@@ -74,6 +74,16 @@ async def test_failures_make_one_wait(auth: Auth, clock: Clock) -> None:
     await auth.token("bob", "his secret")
 
 
+async def test_a_session_is_not_of_who_has_the_same_id_later(auth: Auth, clock: Clock) -> None:
+    made = await auth.generate("jane", namespace="acme", by=ROOT)
+    tokens = await auth.token("jane", made.secret, namespace="acme")
+    await auth.delete("jane", namespace="acme", by=ROOT)
+    clock.now += 10
+    await auth.generate("jane", kind=Kind.ADMIN, scopes=["admin"], namespace="acme", by=ROOT)
+    with pytest.raises(Unauthorized, match="ended"):
+        await auth.refresh(tokens.refresh)
+
+
 async def test_attempts_by_id_and_name_are_one_accounts(auth: Auth) -> None:
     await auth.generate("jane", name="j@acme.org", secret="her secret", by=ROOT)
     for number in range(SETTINGS.attempts):
