@@ -36,7 +36,8 @@ def endpoints(
                     yield part
 
     async def status() -> Status:
-        """What is known, and how many follow it."""
+        """What is known, and how many follow it. For the platform."""
+        current().within("*")
         return await cache.status()
 
     async def renew() -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from micro_ray.context import current
-from micro_ray.errors import BadRequest, TooManyRequests
+from micro_ray.errors import BadRequest, Forbidden, TooManyRequests
 from micro_ray.limits import Limits, Rule, Standing
 from micro_ray.limits.ledger import Ask, Grant, Ledger
 from micro_ray.wire.endpoints import Endpoints
@@ -48,13 +48,15 @@ class Lender:
         self._swept = 0.0
 
     async def lend(self, messages: AsyncIterator[Said]) -> AsyncIterator[Granted]:
-        """A door's line: what it says comes in, what it gets goes out. Ends with it."""
+        """A door's line: what it says comes in, what it gets goes out. Ends with it. Raises
+        Forbidden for who asks for limits of another namespace."""
+        whose = current().whose
         if len(self._lines) >= MAX_DOORS:
             raise TooManyRequests(NAME, f"{MAX_DOORS} doors are attached here", 1.0)
         door = self.ledger.attach()
         waiting: asyncio.Queue[list[Grant]] = asyncio.Queue(MAX_WAITING)
         self._lines[door] = waiting
-        listening = asyncio.create_task(self._listen(door, messages))
+        listening = asyncio.create_task(self._listen(door, messages, whose))
         try:
             while True:
                 getting = asyncio.ensure_future(waiting.get())
@@ -73,10 +75,12 @@ class Lender:
             del self._lines[door]
             self._tell(self.ledger.detach(door, time.monotonic()))
 
-    async def _listen(self, door: int, messages: AsyncIterator[Said]) -> None:
+    async def _listen(self, door: int, messages: AsyncIterator[Said], whose: str | None) -> None:
         async for said in messages:
             if len(said.asks) > MAX_ASKS:
                 raise BadRequest(NAME, f"over {MAX_ASKS} asks in one message")
+            if whose is not None and any(ask.place.namespace != whose for ask in said.asks):
+                raise Forbidden(NAME, f"who is of {whose} is lent no limits of others")
             now = time.monotonic()
             self._tell(self.ledger.ask(door, said.asks, now))
             if now > self._swept + SWEEP:

@@ -122,3 +122,42 @@ async def test_what_is_kept_where() -> None:
     assert {accounts.DATABASE, documents.DATABASE} == face.OWN_DATABASES
     assert {desired.TABLE} == face.OWN_TABLES
     assert archives.PREFIX == face.OWN_BLOBS
+
+
+#: What is about all namespaces at once.
+WIDE = (
+    "certs:Certs.List",
+    "certs:Certs.Renew",
+    "config:Config.Rotate",
+    "authcache:AuthCache.Status",
+)
+
+
+@pytest.mark.parametrize("name", ["acme/admin", "acme/service", "micro/service", "replica"])
+async def test_what_is_of_all_is_not_of_a_tenant(at: Guarded, name: str) -> None:
+    """Who administers a tenant could have the key of the authority replaced, all secrets sealed
+    anew, and see whose certificates there are."""
+    for verb in WIDE:
+        service, _, endpoint = verb.partition(":")
+        assert await said(at, name, service, endpoint, {}) == 403, verb
+
+
+async def test_figures_of_the_door_are_not_a_tenants(at: Guarded) -> None:
+    """They name the services of all; rules of a tenant's own are no way to them."""
+    rule = Rule(id="figures", priority=10_000)
+    await at.authority.auth.create_rule(rule, namespace="acme", by=ITSELF)
+    verb = Verb(service="api", endpoint="Api.Metrics")
+    _, acme = await who(at, "acme/admin", verb)
+    _, micro = await who(at, "micro/admin", verb)
+    for head, code in (
+        ({}, 401), ({"micro-namespace": "acme"}, 401), (acme, 403), (micro, 200),
+        ({**micro, "micro-namespace": "acme"}, 200),
+    ):  # fmt: skip
+        assert (await at.http.get("/metrics", headers=head)).status_code == code, head
+
+
+@pytest.mark.parametrize(("space", "code"), [("acme", 403), ("micro", 200)])
+async def test_limits_of_others_are_lent_to_nobody(at: Guarded, space: str, code: int) -> None:
+    """A service could take away what another namespace may do, by asking for all of it."""
+    ask = {"place": {"namespace": space, "kind": "namespace"}, "limit": {"rate": 1}, "want": 1}
+    assert await said(at, "replica", "limits", "Limits.Lend", {"asks": [ask]}) == code
