@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mappin
 from dataclasses import replace
 from typing import Any
 
+from micro_ray.auth import SERVICE
 from micro_ray.context import current
 from micro_ray.errors import MicroError, Unavailable
 from micro_ray.network.network import Network
@@ -43,8 +44,10 @@ class _Face:
         await self._runtime.delete(name, current().namespace)
 
     async def read(self, name: str = "") -> list[Status]:
-        """All workloads, or one."""
-        return await self._runtime.read(name, current().namespace)
+        """All workloads, or one; the values of their variables for who administers and for
+        services alone."""
+        found = await self._runtime.read(name, current().namespace)
+        return found if _told_all() else [_without_values(status) for status in found]
 
     async def logs(self, name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
         """The last lines of all replicas, then what comes."""
@@ -63,6 +66,20 @@ class _Face:
     async def upload(self, archive: AsyncIterator[bytes]) -> dict[str, Any]:
         """Keep a packed source; the answer has its digest."""
         return {"digest": await self._runtime.upload(archive, current().namespace)}
+
+
+def _told_all() -> bool:
+    """Whether who calls may know what is secret of a workload: any account may see that it runs."""
+    context = current()
+    who = context.identity
+    if context.whose is None:
+        return True
+    return who is not None and (who.admin or SERVICE in who.grants[1])
+
+
+def _without_values(status: Status) -> Status:
+    workload = status.workload
+    return replace(status, workload=replace(workload, env=dict.fromkeys(workload.env, "")))
 
 
 def endpoints(runtime: Runtime) -> Endpoints:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,12 @@ import pytest_asyncio
 from micro_ray.auth import Resource, Rule
 from micro_ray.auth import records as accounts
 from micro_ray.config import records as documents
-from micro_ray.runtime import archives, desired
+from micro_ray.runtime import Workload, archives, desired
+from micro_ray.runtime.archives import Archives
+from micro_ray.runtime.process import ProcessDriver
+from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.authority import ITSELF
+from micro_ray.wire import runtime as runtimes
 from micro_ray.wire import store as face
 from micro_ray.wire.trust import Holder
 from tests.fixtures.wait import eventually
@@ -115,6 +121,36 @@ async def test_a_list_of_blobs_has_none_of_the_platforms(at: Guarded) -> None:
     way, head = await who(at, "micro/service", verb)
     code, text = await at.code(way, verb, head, b'{"prefix": "so"}')
     assert (code, [blob["key"] for blob in json.loads(text)["blobs"]]) == (200, ["sound"])
+
+
+async def test_variables_of_a_workload_are_not_told_to_everybody(
+    at: Guarded, tmp_path: Path
+) -> None:
+    """What runs is there for any account to see; what it is given may be secret."""
+    store = at.here.store
+    archives = Archives(store, tmp_path, namespace="micro", limit=2**20)
+    driver = ProcessDriver(tmp_path, environ={}, known=lambda _space, _id: False)
+    async with Reconciler(store, {"process": driver}, tmp_path, archives=archives) as runtime:
+        await at.here.keep("runtime", runtimes.endpoints(runtime))
+        workload = Workload(name="w", command=("sleep", "1"), driver="process", replicas=0,
+                            env={"PASSWORD": "hush"})  # fmt: skip
+        for space in ("micro", "acme"):
+            await runtime.create(replace(workload, namespace=space))
+        verb = Verb(service="runtime", endpoint="Runtime.Read")
+        await eventually(lambda: at.network.table.known("micro", "runtime"))
+        for name, env in (
+            ("micro/", {"PASSWORD": ""}), ("acme/", {"PASSWORD": ""}),
+            ("acme/admin", {"PASSWORD": "hush"}), ("micro/admin", {"PASSWORD": "hush"}),
+            ("replica", {"PASSWORD": "hush"}),
+        ):  # fmt: skip
+            way, head = await who(at, name, verb)
+            code, text = await at.code(way, verb, head)
+            assert code == 200, text
+            if way == "http":
+                assert json.loads(text)[0]["workload"]["env"] == env, name
+            else:
+                assert "hush" in text
+        await at.here.hosts["runtime"].close()
 
 
 async def test_what_is_kept_where() -> None:
