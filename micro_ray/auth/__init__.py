@@ -116,6 +116,12 @@ class Identity:
         """Whether he administers his namespace."""
         return ADMIN in self.grants[1]
 
+    @property
+    def entrusted(self) -> bool:
+        """Whether what is secret in his namespace is his to know: he administers it, or runs in
+        it."""
+        return not self.grants[1].isdisjoint((ADMIN, SERVICE))
+
     @cached_property
     def everywhere(self) -> bool:
         """Whether he may act in every namespace: who administers the platform, and its own

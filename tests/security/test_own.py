@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from micro_ray.actors import auth as publishing
 from micro_ray.auth import Resource, Rule
 from micro_ray.auth import records as accounts
 from micro_ray.config import records as documents
@@ -20,6 +21,7 @@ from micro_ray.runtime.archives import Archives
 from micro_ray.runtime.process import ProcessDriver
 from micro_ray.runtime.reconcile import Reconciler
 from micro_ray.sdk.authority import ITSELF
+from micro_ray.wire import events
 from micro_ray.wire import runtime as runtimes
 from micro_ray.wire import store as face
 from micro_ray.wire.trust import Holder
@@ -153,11 +155,37 @@ async def test_variables_of_a_workload_are_not_told_to_everybody(
         await at.here.hosts["runtime"].close()
 
 
+AUDIT = {"topic": "auth.audit"}
+
+
+async def test_what_was_done_is_said_by_auth_alone(at: Guarded) -> None:
+    """An account could say that others had done something, and take away what it had done."""
+    await at.here.client.call("events", "Events.Publish", {**AUDIT, "payload": "true"})
+    for name in ("micro/", "micro/service", "acme/", "acme/admin", "replica"):
+        for verb, more in (("Publish", {"payload": "x"}), ("Delete", {}), ("Retain", {"ttl": 1})):
+            code = await said(at, name, "events", f"Events.{verb}", {**AUDIT, **more})
+            assert code == 403, (name, verb)
+    group: dict[str, Any] = {"group": "g"}
+    for verb, more in (
+        ("Read", {}), ("Replay", {}), ("Consume", group), ("Fetch", group), ("Groups", {}),
+        ("Dead", group), ("Requeue", group), ("Discard", group), ("DeleteGroup", group),
+    ):  # fmt: skip
+        code = await said(at, "micro/", "events", f"Events.{verb}", {**AUDIT, **more})
+        assert code == 403, verb
+    for name in ("micro/service", "micro/admin", "replica"):
+        assert await said(at, name, "events", "Events.Read", AUDIT) == 200
+    assert (
+        await said(at, "micro/", "events", "Events.Publish", {"topic": "auth", "payload": "x"})
+        == 200
+    )
+
+
 async def test_what_is_kept_where() -> None:
     """The face of the store says by name what the others keep in it."""
     assert {accounts.DATABASE, documents.DATABASE} == face.OWN_DATABASES
     assert {desired.TABLE} == face.OWN_TABLES
     assert archives.PREFIX == face.OWN_BLOBS
+    assert publishing.TOPIC == events.AUDIT
 
 
 #: What is about all namespaces at once.
