@@ -3,7 +3,9 @@
 A browser sends a request of any page to any address, this machine's loopback included, and only
 keeps the answer from the page. So what comes from a page of another origin is refused unless
 ``cors_origins`` names that origin; an endpoint that itself binds GET is taken to be a read and may
-be linked to from anywhere. Programs send neither ``Origin`` nor ``Sec-Fetch-Site``.
+be linked to from anywhere. Programs send neither ``Origin`` nor ``Sec-Fetch-Site``. Browsers leave
+both out of a GET to what is neither HTTPS nor this machine: who is known by a cookie alone must
+come with one of them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _ALLOWED_HEADERS = (
     b"authorization, content-type, timeout, traceparent, tracestate, baggage, x-request-id"
 )
 _EXPOSED_HEADERS = b"x-request-id, retry-after"
-_OWN_SITE = (None, b"none", b"same-origin")
+_OWN_SITE = (b"none", b"same-origin")
 
 
 class Origins:
@@ -30,14 +32,19 @@ class Origins:
         self._any = "*" in allowed
         self._allowed = frozenset(origin.encode("latin-1", "replace") for origin in allowed)
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises Forbidden for a request of a page that may not call."""
-        if self._any:
+    def check(self, headers: Mapping[bytes, bytes], *, cookie: bool = False) -> None:
+        """Raises Forbidden for a request of a page that may not call; with a ``cookie`` only the
+        door's own pages and those of origins that are named may."""
+        if self._any and not cookie:
             return
         origin = headers.get(b"origin")
         if origin is None:
-            if headers.get(b"sec-fetch-site") in _OWN_SITE:
+            site = headers.get(b"sec-fetch-site")
+            if site in _OWN_SITE or (site is None and not cookie):
                 return
+            if site is None:
+                why = "a cookie does not say whose page calls: send Authorization, or an Origin"
+                raise Forbidden("api", why)
             shown = "another site"
         else:
             here = headers.get(b"host", b"").lower()
