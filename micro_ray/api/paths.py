@@ -14,11 +14,11 @@ Names match without regard to case, dashes and underscores. The handler of a ser
 dots is its last part or all of it: ``/v1/foo/bar`` finds ``Foo.Bar`` and ``V1Foo.Bar``.
 
 An endpoint may bind paths of its own by its metadata ``path`` (a comma list of templates, see
-``templates.py``) and ``method`` (a comma list; none: any). These win over the rule above, the most
-specific first: more literal segments, then fewer ``**``, then service and endpoint by name. A
-template without a literal segment (``/**``, ``/{code}``) is taken only where the rule finds
-nothing, so that no service takes the paths of all others. A path whose templates are all for other
-methods goes by the rule too.
+``templates.py``) and ``method`` (a comma list; none: any). These win over the rule above, but for
+what it says of the platform's own services, the most specific first: more literal segments, then
+fewer ``**``, then service and endpoint by name. A template without a literal segment (``/**``,
+``/{code}``) is taken only where the rule finds nothing, so that no service takes the paths of all
+others. A path whose templates are all for other methods goes by the rule too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
+from micro_ray.settings import PLATFORM
 
 __all__ = ["METHODS", "AllPaths", "Paths", "Target", "idempotent_of", "methods_of", "templates_of"]
 
@@ -203,7 +204,7 @@ class Paths:
         others: list[str] = []
         target = _by_template(self._first, method, path, others)
         if target is not None:
-            return target
+            return (self._platforms(path) if method in METHODS else None) or target
         try:
             return self._by_rule(method, path)
         except (NotFound, MethodNotAllowed) as error:
@@ -215,25 +216,27 @@ class Paths:
                 raise MethodNotAllowed("api", f"{method} is not for {path}; use {use}") from None
             raise
 
+    def _platforms(self, path: str) -> Target | None:
+        """What a path is by the rule of a service of the platform: no other service takes it, or it
+        would be told what is said to that one, secrets among it."""
+        parts = [part for part in path.split("/") if part]
+        if not parts or fold(parts[0]) not in PLATFORM:
+            return None
+        service, _, _, wanted = _asked(parts)
+        entry = self._table.entry(self._namespace, service)
+        if entry is None or entry.service.lower() not in PLATFORM:
+            return None
+        found = (e for e in entry.endpoints if fold(e.name) in wanted)
+        return next((_target(entry, endpoint) for endpoint in found), None)
+
     def _by_rule(self, method: str, path: str) -> Target:
         if method not in METHODS:
             raise MethodNotAllowed("api", method)
         parts = [part for part in path.split("/") if part]
         if not parts:
             raise NotFound("api", "no service is named; /openapi.json lists what there is")
-        if len(parts) > 1 and _VERSION.fullmatch(parts[0].lower()):
-            parts = [f"{parts[0]}.{parts[1]}", *parts[2:]]
-        handler, name = "", parts[-1] if len(parts) > 1 else "call"
-        if len(parts) > 2:
-            service, handler = ".".join(parts[:-2]), parts[-2]
-        else:
-            service = parts[0]
-        entry = self._entry(service)
-        wanted = {fold(f"{handler}.{name}")}
-        if not handler:
-            handler = service.rpartition(".")[2]
-            wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
-        return _of(entry, handler, name, wanted)
+        service, handler, name, wanted = _asked(parts)
+        return _of(self._entry(service), handler, name, wanted)
 
     def _entry(self, service: str) -> Entry:
         table, namespace = self._table, self._namespace
@@ -263,6 +266,21 @@ class AllPaths:
                 self._known.clear()
             paths = self._known[namespace] = Paths(self._table, namespace)
         return paths
+
+
+def _asked(parts: list[str]) -> tuple[str, str, str, set[str]]:
+    """The service, handler and name that a path is by the rule, and the folded names of endpoints
+    that are meant."""
+    if len(parts) > 1 and _VERSION.fullmatch(parts[0].lower()):
+        parts = [f"{parts[0]}.{parts[1]}", *parts[2:]]
+    name = parts[-1] if len(parts) > 1 else "call"
+    if len(parts) > 2:
+        handler = parts[-2]
+        return ".".join(parts[:-2]), handler, name, {fold(f"{handler}.{name}")}
+    service = parts[0]
+    handler = service.rpartition(".")[2]
+    wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
+    return service, handler, name, wanted
 
 
 def _of(entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
