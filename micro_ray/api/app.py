@@ -16,7 +16,7 @@ from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.metrics import Metrics
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
-from micro_ray.api.paths import AllPaths, Target
+from micro_ray.api.paths import AllPaths, Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.api.websocket import serve_websocket
@@ -109,7 +109,7 @@ class Api:
                 code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                allowed = self._paths.of(self.visitors.nobody.namespace).allowed(path)
+                allowed = self._nobodys.allowed(path)
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
@@ -209,7 +209,7 @@ class Api:
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
         visitor = self.visitors.of(headers)
-        paths = self._paths.of(visitor.namespace)
+        paths = self._paths.of(visitor.namespace, stranger=self.visitors.stranger(visitor))
         target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
         # A cookie comes along by itself, whoever has made the browser ask.
         cookie = visitor.identity is not None and not headers.get(b"authorization")
@@ -246,6 +246,12 @@ class Api:
             return FREE
         space = visitor.namespace
         return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
+
+    @property
+    def _nobodys(self) -> Paths:
+        """The paths as nobody is told them."""
+        nobody = self.visitors.nobody
+        return self._paths.of(nobody.namespace, stranger=self.visitors.stranger(nobody))
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what of its head goes on to the service."""
@@ -296,8 +302,7 @@ class Api:
         if retry is not None:
             lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
         if isinstance(error, MethodNotAllowed):
-            paths = self._paths.of(self.visitors.nobody.namespace)
-            lines.append((b"allow", _allow(paths.allowed(scope["path"]))))
+            lines.append((b"allow", _allow(self._nobodys.allowed(scope["path"]))))
         await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
         body = b"" if scope.get("method") == "HEAD" else body
         await send({"type": f"{prefix}body", "body": body})

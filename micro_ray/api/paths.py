@@ -49,6 +49,8 @@ CACHED_PATH = 256
 
 #: Namespaces whose paths are remembered.
 NAMESPACES = 1000
+#: The same for strangers, who may name any: namespaces, and paths of each.
+STRANGERS, STRANGE = 100, 1000
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _VERSION = re.compile(r"v[0-9]+")
@@ -119,11 +121,14 @@ def idempotent_of(endpoint: Endpoint) -> bool | None:
 
 
 class Paths:
-    """Resolves paths against a table; what it remembers goes with each change of the table."""
+    """Resolves paths against a table; what it remembers goes with each change of the table. To a
+    ``stranger`` it names nothing that he has not named."""
 
-    def __init__(self, table: Table, namespace: str) -> None:
+    def __init__(self, table: Table, namespace: str, *, stranger: bool = False) -> None:
         self._table = table
         self._namespace = namespace
+        self._stranger = stranger
+        self._most = STRANGE if stranger else CACHE
         self._version = -1
         self._cache: dict[tuple[str, str], Target] = {}
         self._first: list[_Bound] = []
@@ -142,7 +147,7 @@ class Paths:
         target = self._find(method, path)
         # What has a '%' is looked at again: another spelling of the same path may be a bad one.
         if len(path) <= CACHED_PATH and "%" not in path:
-            if len(self._cache) >= CACHE:
+            if len(self._cache) >= self._most:
                 self._cache.clear()
             self._cache[method, path] = target
         return target
@@ -156,9 +161,9 @@ class Paths:
         asked = ("", f"{service}.{handler}/{name}")  # no path of HTTP has a blank method
         found = self._cache.get(asked)
         if found is None:
-            found = _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+            found = self._of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
             if len(asked[1]) <= CACHED_PATH:
-                if len(self._cache) >= CACHE:
+                if len(self._cache) >= self._most:
                     self._cache.clear()
                 self._cache[asked] = found
         return found
@@ -236,7 +241,7 @@ class Paths:
         if not parts:
             raise NotFound("api", "no service is named; /openapi.json lists what there is")
         service, handler, name, wanted = _asked(parts)
-        return _of(self._entry(service), handler, name, wanted)
+        return self._of(self._entry(service), handler, name, wanted)
 
     def _entry(self, service: str) -> Entry:
         table, namespace = self._table, self._namespace
@@ -247,9 +252,27 @@ class Paths:
             return entry
         if not table.version:
             raise Unavailable("api", "no route table yet: no router has answered", 1.0)
+        if self._stranger:
+            raise _nothing()
         near = table.near(namespace, service) if len(service) <= MAX_NAME else []
         hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
         raise NotFound("api", f"no service {service!r}{hint}")
+
+    def _of(self, entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
+        """The endpoint of an entry whose folded name is wanted. Raises NotFound saying what is
+        near."""
+        for endpoint in entry.endpoints:
+            if fold(endpoint.name) in wanted:
+                return _target(entry, endpoint)
+        if self._stranger:
+            raise _nothing()
+        names = [endpoint.name for endpoint in entry.endpoints]
+        near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
+        raise NotFound(
+            "api",
+            f"no endpoint {handler}.{name} in {entry.service}; "
+            f"there is {', '.join(near or names[:8]) or 'none'}",
+        )
 
 
 class AllPaths:
@@ -258,13 +281,16 @@ class AllPaths:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._known: dict[str, Paths] = {}
+        self._strange: dict[str, Paths] = {}
 
-    def of(self, namespace: str) -> Paths:
-        paths = self._known.get(namespace)
+    def of(self, namespace: str, *, stranger: bool = False) -> Paths:
+        """As they are told to who is of the namespace, or to a ``stranger``."""
+        known, most = (self._strange, STRANGERS) if stranger else (self._known, NAMESPACES)
+        paths = known.get(namespace)
         if paths is None:
-            if len(self._known) >= NAMESPACES:
-                self._known.clear()
-            paths = self._known[namespace] = Paths(self._table, namespace)
+            if len(known) >= most:
+                known.clear()
+            paths = known[namespace] = Paths(self._table, namespace, stranger=stranger)
         return paths
 
 
@@ -283,18 +309,8 @@ def _asked(parts: list[str]) -> tuple[str, str, str, set[str]]:
     return service, handler, name, wanted
 
 
-def _of(entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
-    """The endpoint of an entry whose folded name is wanted. Raises NotFound saying what is near."""
-    for endpoint in entry.endpoints:
-        if fold(endpoint.name) in wanted:
-            return _target(entry, endpoint)
-    names = [endpoint.name for endpoint in entry.endpoints]
-    near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
-    raise NotFound(
-        "api",
-        f"no endpoint {handler}.{name} in {entry.service}; "
-        f"there is {', '.join(near or names[:8]) or 'none'}",
-    )
+def _nothing() -> NotFound:
+    return NotFound("api", "there is nothing of this name that you may call")
 
 
 def _order(row: _Bound) -> tuple[int, int, str, str]:

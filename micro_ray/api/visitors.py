@@ -126,6 +126,15 @@ class Visitors:
         name = host.removesuffix(self._suffix)
         return "" if name == host or "." in name else name
 
+    def stranger(self, visitor: Visitor) -> bool:
+        """Whether he is not of the namespace: nobody, or somebody of another one."""
+        if self.guard is None:
+            return False
+        identity = visitor.identity
+        return identity is None or not (
+            identity.everywhere or identity.namespace == visitor.namespace
+        )
+
     def check(self, visitor: Visitor, resource: Resource) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
         Unavailable before the rules are known."""

@@ -103,7 +103,8 @@ class Proxy(grpc.GenericRpcHandler):
                 what = f"metadata authorization over {MAX_CREDENTIALS} bytes"
                 raise HeadersTooLarge("proxy", what)
             visitor = self._visitors.of(head_of(sent))
-            target = self._paths.of(visitor.namespace).named(*names)
+            stranger = self._visitors.stranger(visitor)
+            target = self._paths.of(visitor.namespace, stranger=stranger).named(*names)
             self._visitors.check(visitor, target.resource)
         except MicroError as error:
             refused = error  # the name of an except clause ends with it
