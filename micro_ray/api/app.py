@@ -237,14 +237,14 @@ class Api:
         TooManyRequests."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.counted(visitor)
         return self._gate.admit(space, visitor.account, target.service, target.endpoint)
 
     async def obtain(self, visitor: Visitor, target: Target) -> Admission:
         """As :meth:`limited`, after asking the limiter."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.counted(visitor)
         return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
 
     @property

@@ -135,6 +135,14 @@ class Visitors:
             identity.everywhere or identity.namespace == visitor.namespace
         )
 
+    def counted(self, visitor: Visitor) -> str:
+        """The namespace in which his calls are counted: where a stranger names one that has said
+        nothing of strangers, that of the door, as each that is counted costs something."""
+        if self.guard is None or not self.stranger(visitor):
+            return visitor.namespace
+        ruled = self.guard.ruled(visitor.namespace)
+        return visitor.namespace if ruled else self.nobody.namespace
+
     def check(self, visitor: Visitor, resource: Resource) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
         Unavailable before the rules are known."""

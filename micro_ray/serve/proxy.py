@@ -170,7 +170,8 @@ class Proxy(grpc.GenericRpcHandler):
         """What lets a call in. Raises TooManyRequests."""
         if self._gate is None:
             return FREE
-        call = (visitor.namespace, visitor.account, target.service, target.endpoint)
+        space = self._visitors.counted(visitor)
+        call = (space, visitor.account, target.service, target.endpoint)
         return self._gate.admit(*call) or await self._gate.obtain(*call)
 
     def _metadata(

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from micro_ray.api import paths
+from micro_ray.api.app import Api
+from micro_ray.auth import Resource, Rule
+from micro_ray.auth import guard as guards
+from micro_ray.limits.gate import Gate
+from micro_ray.limits.rules import Rules
+from micro_ray.sdk.authority import ITSELF
+from micro_ray.settings import Api as ApiSettings
+from tests.fixtures.wait import eventually
 from tests.security.guarded import Guarded, Verb, guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -53,3 +62,47 @@ async def test_what_strangers_have_remembered_is_little(
     assert len(known._strange) <= 5
     assert known._strange["n11"]._most == paths.STRANGE < paths.CACHE
     assert not any(name.startswith("n1") for name in known._known)
+
+
+async def test_a_namespace_that_is_named_costs_no_rules(
+    at: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules of ten thousand that nobody has made were kept, in each process."""
+    monkeypatch.setattr(guards, "PLAIN", 5)
+    assert at.here.trust is not None
+    guard = at.here.trust.guard
+    for number in range(12):
+        head = {"micro-namespace": f"r{number}"}
+        assert (await at.http.post("/store/store/read", headers=head)).status_code == 401
+    assert len(guard._plain) <= 5
+    assert not guard.ruled("r1")
+    await at.authority.auth.create_rule(Rule(id="open"), namespace="r1", by=ITSELF)
+    await eventually(lambda: guard.ruled("r1"))
+    assert guard.decide(None, Resource(name="x", endpoint="X.Y"), "r1").allowed
+
+
+async def test_limits_of_a_namespace_that_is_only_named_are_not_followed(at: Guarded) -> None:
+    """A line to config for each, and those of others were left for it."""
+    gate = Gate()
+    gate.follow("micro")
+    gate.rule("micro", Rules())
+    api = Api(at.network, at.network.table, ApiSettings(), ready=lambda: True, gate=gate,
+              visitors=at.api.visitors)  # fmt: skip
+    tokens = await at.authority.login("limited", "acme")
+    bearer = {"authorization": f"Bearer {tokens.access}"}
+    transport = httpx.ASGITransport(app=api)
+    async with httpx.AsyncClient(transport=transport, base_url="http://door") as http:
+        for head in ({}, bearer):
+            asked = {"micro-namespace": "strange", **head}
+            assert (await http.post("/auth/auth/keys", headers=asked)).status_code == 200
+        assert not gate.follows("strange")
+        assert (await http.post("/auth/auth/keys", headers=bearer)).status_code == 200
+        assert gate.follows("acme")
+        rule = Rule(id="open", resource=Resource(name="auth", endpoint="Auth.Keys"))
+        await at.authority.auth.create_rule(rule, namespace="welcoming", by=ITSELF)
+        assert at.here.trust is not None
+        guard = at.here.trust.guard
+        await eventually(lambda: guard.ruled("welcoming"))
+        asked = {"micro-namespace": "welcoming"}
+        assert (await http.post("/auth/auth/keys", headers=asked)).status_code == 200
+        assert gate.follows("welcoming")
