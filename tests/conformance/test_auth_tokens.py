@@ -103,6 +103,22 @@ async def test_guesses_at_once_are_counted(auth: Auth) -> None:
     assert all(isinstance(one, Unauthorized | TooManyRequests) for one in done)
 
 
+async def test_an_address_of_ipv6_is_its_network(auth: Auth) -> None:
+    """Whoever has one has as many as he wants."""
+    most = 10 * SETTINGS.attempts
+    for number in range(most):
+        with pytest.raises(Unauthorized):
+            await auth.token(f"n{number}", "wrong", source=f"2001:db8:1:2::{number:x}")
+    with pytest.raises(TooManyRequests, match="address"):
+        await auth.token("another", "wrong", source="2001:db8:1:2:ffff::1")
+    for other in ("2001:db8:1:3::1", "::ffff:10.0.0.1", "10.0.0.1", "no address"):
+        with pytest.raises(Unauthorized):
+            await auth.token("another-one", "wrong", source=other)
+        await auth.generate("another-one", secret="right one", by=ROOT)
+        await auth.token("another-one", "right one", source=other)
+        await auth.delete("another-one", by=ROOT)
+
+
 async def test_an_address_that_tries_many_waits(auth: Auth) -> None:
     async def guess(i: int) -> None:
         await auth.token(f"user{i}", "a guess", source="10.1.1.1")
