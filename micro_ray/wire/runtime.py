@@ -53,7 +53,7 @@ class _Face:
         """All workloads, or one; the values of their variables for who administers and for
         services alone."""
         found = await self._runtime.read(name, current().namespace)
-        return found if _told_all() else [_without_values(status) for status in found]
+        return found if current().entrusted else [_without_values(status) for status in found]
 
     async def logs(self, name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
         """The last lines of all replicas, then what comes."""
@@ -72,14 +72,6 @@ class _Face:
     async def upload(self, archive: AsyncIterator[bytes]) -> dict[str, Any]:
         """Keep a packed source; the answer has its digest."""
         return {"digest": await self._runtime.upload(archive, current().namespace)}
-
-
-def _told_all() -> bool:
-    """Whether who calls may know what is secret of a workload: any account may see that it runs."""
-    context = current()
-    if context.whose is None:
-        return True
-    return context.identity is not None and bool(context.identity.entrusted)
 
 
 def _without_values(status: Status) -> Status:

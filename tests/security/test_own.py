@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from micro_ray.actors import auth as publishing
-from micro_ray.auth import Resource, Rule
+from micro_ray.auth import Identity, Resource, Rule
 from micro_ray.auth import records as accounts
 from micro_ray.config import records as documents
 from micro_ray.runtime import Workload, archives, desired
@@ -152,7 +152,27 @@ async def test_variables_of_a_workload_are_not_told_to_everybody(
                 assert json.loads(text)[0]["workload"]["env"] == env, name
             else:
                 assert "hush" in text
+        # Who is let in from elsewhere is told no more than that it runs.
+        await at.authority.auth.create_rule(
+            Rule(id="guests", scope="+", priority=600), namespace="acme", by=ITSELF
+        )
+        way, head = await who(at, "other/admin", verb)
+        head["micro-namespace"] = "acme"
+        await eventually(lambda: _lets_in(at))
+        code, text = await at.code(way, verb, head)
+        assert (code, json.loads(text)[0]["workload"]["env"]) == (200, {"PASSWORD": ""})
+        read = Verb(service="events", endpoint="Events.Read")
+        code, _ = await at.code(way, read, head, json.dumps(AUDIT).encode())
+        assert code == 403
+        await at.authority.auth.delete_rule("guests", namespace="acme", by=ITSELF)
         await at.here.hosts["runtime"].close()
+
+
+def _lets_in(at: Guarded) -> bool:
+    assert at.here.trust is not None
+    guest = Identity(id="guest", namespace="other")
+    asked = Resource(name="runtime", endpoint="Runtime.Read")
+    return at.here.trust.guard.decide(guest, asked, "acme").allowed
 
 
 AUDIT = {"topic": "auth.audit"}
