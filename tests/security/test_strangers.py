@@ -81,6 +81,18 @@ async def test_a_namespace_that_is_named_costs_no_rules(
     assert guard.decide(None, Resource(name="x", endpoint="X.Y"), "r1").allowed
 
 
+async def test_documents_of_namespaces_that_are_only_named_are_one(at: Guarded) -> None:
+    """Each was made anew, by a door that counts nobody who asks for one."""
+    before = len(at.api._openapi)
+    said = set()
+    for number in range(12):
+        answer = await at.http.get("/openapi.json", headers={"micro-namespace": f"d{number}"})
+        said.add(answer.text)
+    assert len(at.api._openapi) <= before + 1
+    (one,) = said
+    assert one == (await at.http.get("/openapi.json")).text
+
+
 async def test_limits_of_a_namespace_that_is_only_named_are_not_followed(at: Guarded) -> None:
     """A line to config for each, and those of others were left for it."""
     gate = Gate()
