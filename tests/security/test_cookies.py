@@ -1,4 +1,4 @@
-"""A cookie comes along with whatever a page makes a browser ask: it does not say whose page it is."""
+"""A cookie comes along with whatever a page makes a browser ask: it does not say whose page."""
 
 from __future__ import annotations
 
