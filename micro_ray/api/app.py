@@ -208,6 +208,8 @@ class Api:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
+        if self.visitors.guard is None:
+            self.origins.check_host(headers)
         visitor = self.visitors.of(headers)
         paths = self._paths.of(visitor.namespace, stranger=self.visitors.stranger(visitor))
         target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")

@@ -10,6 +10,8 @@ come with one of them.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Mapping, Sequence
 
 from micro_ray.errors import Forbidden
@@ -53,6 +55,23 @@ class Origins:
             shown = origin.decode("latin-1")[:200]
         raise Forbidden(
             "api", f"a page of {shown} may not call; the setting api.cors_origins names who may"
+        )
+
+    def check_host(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises Forbidden for a host of a name that is nobody's here. Where nobody is asked who he
+        is, a page could make its own name lead to this machine, and then call as the door's own."""
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name = name.rstrip(".")
+        if "." not in name or name.endswith(".localhost") or self._any:
+            return
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            return
+        if any(origin.partition(b"://")[2] == host.encode() for origin in self._allowed):
+            return
+        raise Forbidden(
+            "api", f"this door has no name {name[:200]!r}: add its origin to api.cors_origins"
         )
 
     def headers(self, headers: Mapping[bytes, bytes]) -> Headers:
