@@ -219,7 +219,7 @@ class Api:
             reads = target.read and method == "GET" and scope["type"] == "http"
             if not reads:
                 self.origins.check(headers, cookie=cookie)
-        self.visitors.check(visitor, target.resource)
+        self.visitors.check(visitor, target.resource, stream=bool(target.stream))
         return visitor, target
 
     def along(

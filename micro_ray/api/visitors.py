@@ -20,6 +20,7 @@ from micro_ray.auth.passes import Passes
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
+from micro_ray.settings import PLATFORM
 
 __all__ = ["COOKIE", "Visitor", "Visitors"]
 
@@ -143,13 +144,17 @@ class Visitors:
         ruled = self.guard.ruled(visitor.namespace)
         return visitor.namespace if ruled else self.nobody.namespace
 
-    def check(self, visitor: Visitor, resource: Resource) -> None:
+    def check(self, visitor: Visitor, resource: Resource, *, stream: bool = False) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
-        Unavailable before the rules are known."""
+        Unavailable before the rules are known. A ``stream`` of the platform's own services has no
+        end, and is held by nobody through a door: with a few thousand the door would be full."""
         if self.guard is None:
             return
         try:
             self.guard.check(visitor.identity, resource, visitor.namespace)
+            if stream and visitor.identity is None and resource.name.lower() in PLATFORM:
+                what = f"{resource.name}:{resource.endpoint}"
+                raise Unauthorized(resource.name, f"Unauthorized stream of {what}: log in")
         except (Unauthorized, Forbidden) as error:
             if self._denials is not None:
                 self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)

@@ -105,7 +105,7 @@ class Proxy(grpc.GenericRpcHandler):
             visitor = self._visitors.of(head_of(sent))
             stranger = self._visitors.stranger(visitor)
             target = self._paths.of(visitor.namespace, stranger=stranger).named(*names)
-            self._visitors.check(visitor, target.resource)
+            self._visitors.check(visitor, target.resource, stream=bool(target.stream))
         except MicroError as error:
             refused = error  # the name of an except clause ends with it
 

@@ -118,3 +118,16 @@ async def test_limits_of_a_namespace_that_is_only_named_are_not_followed(at: Gua
         asked = {"micro-namespace": "welcoming"}
         assert (await http.post("/auth/auth/keys", headers=asked)).status_code == 200
         assert gate.follows("welcoming")
+
+
+@pytest.mark.parametrize("endpoint", ["router:Router.Watch", "certs:Certs.Watch"])
+async def test_nobody_holds_a_stream_at_a_door(at: Guarded, endpoint: str) -> None:
+    """One that has no end takes its place in the door as long as somebody likes."""
+    service, _, name = endpoint.partition(":")
+    verb = Verb(service=service, endpoint=name)
+    for way, code in (("http", 401), ("grpc", 401), ("frames", 200)):
+        assert (await at.code(way, verb, {}, within=2.0))[0] == code, way
+    tokens = await at.authority.login(f"watching-{service}", scopes=("admin",))
+    bearer = {"authorization": f"Bearer {tokens.access}"}
+    for way in ("http", "grpc"):
+        assert (await at.code(way, verb, bearer, within=1.0))[0] == 200, way
