@@ -18,12 +18,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MICRO", "ROOT", "Server", "end", "free_port", "joining", "micro", "peer", "server"]
+__all__ = [
+    "MICRO",
+    "ROOT",
+    "Credential",
+    "Server",
+    "end",
+    "free_port",
+    "joining",
+    "micro",
+    "peer",
+    "server",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = Path(sys.executable).with_name("micro")
 #: Seconds within which a platform must be up, however busy the machine is.
 UP = 90.0
+#: Seconds for which a token that was asked for is good, at least: less than the command promises.
+FRESH = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +145,19 @@ def micro(at: Server, *args: str, good: bool = True) -> str:
     if done.returncode and good:
         raise RuntimeError(f"micro {' '.join(args)} ({done.returncode}): {done.stdout}")
     return done.stdout
+
+
+class Credential:
+    """The access token of who is logged in at a server, asked for anew before it ends."""
+
+    def __init__(self, at: Server) -> None:
+        self._at, self._token, self._until = at, "", 0.0
+
+    def __call__(self) -> str:
+        if time.monotonic() > self._until:
+            self._token = micro(self._at, "user", "token").strip()
+            self._until = time.monotonic() + FRESH
+        return self._token
 
 
 def joining(at: Server) -> dict[str, str]:

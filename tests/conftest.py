@@ -31,6 +31,9 @@ def joined(server: stack.Server) -> Iterator[None]:
     """This process on the platform's Ray, for calls on handles."""
     with mock.patch.dict(os.environ, stack.joining(server)):
         ray.init(logging_level="error", log_to_driver=False)
+    from tests.faces.handle import Handle  # which loads Ray
+
+    Handle.credential = stack.Credential(server)
     yield
     ray.shutdown()
 

@@ -95,6 +95,24 @@ NOT_ON_FRAMES = {
     ("auth", "ensure_admin"): "the first account is made by who owns the machine, on the handle",
 }
 
+ITSELF = "asks by its own parameter ``by``"
+PUBLIC = "is for everybody on frames too"
+BEFORE = "makes members known before anybody can be"
+
+#: Verbs of a handle that are not asked who calls, and why.
+UNASKED = {
+    **{("auth", verb): ITSELF for verb in (
+        "generate", "accounts", "account", "delete", "change_secret", "enable", "issue", "revoke",
+        "create_rule", "delete_rule", "rules", "explain", "rotate", "follow", "note", "audits",
+        "settle",
+    )},
+    **{("auth", verb): PUBLIC for verb in ("token", "refresh", "inspect", "keys")},
+    ("auth", "ensure_admin"): OWNER,
+    ("certs", "issue"): BEFORE,
+    ("certs", "ticket"): BEFORE,
+    **{("certs", verb): PUBLIC for verb in ("sign", "roots", "watch")},
+}  # fmt: skip
+
 #: What an interface says that a verb gives when it streams.
 STREAMS = ("AsyncIterator[", "AsyncGenerator[", "Subscription")
 
@@ -191,6 +209,18 @@ def test_a_verb_of_the_handle_is_called_as_that_of_the_interface(noun: str) -> N
         if (noun, verb) not in NOT_ON_HANDLE and (said := off_signature(verbs[verb], offered[verb]))
     }
     assert wrong == {}
+
+
+@pytest.mark.parametrize("noun", VERBS)
+def test_a_verb_of_the_handle_asks_who_calls(noun: str) -> None:
+    """But those of the list; and whoever does something is who has called."""
+    actor, verbs = on_handle(noun), interface(noun)
+    for name in public(actor).keys() - public(Member).keys():
+        asks = "credential" in inspect.signature(getattr(actor, name)).parameters
+        assert asks != ((noun, name) in UNASKED), name
+        if asks and name in verbs:
+            authored = "by" in inspect.signature(verbs[name]).parameters
+            assert authored == (name in actor.authored), name
 
 
 @pytest.mark.parametrize("noun", VERBS)

@@ -14,6 +14,7 @@ import msgspec
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import streamed
 from micro_ray.auth import (
+    AUDIT,
     DEFAULT,
     PLATFORM,
     Account,
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Who the actor is to itself.
 SELF = Identity(id="auth", kind=Kind.SERVICE, namespace=DEFAULT, scopes=(PLATFORM,))
-#: The topic of a namespace to which what was done in it is published.
-TOPIC = "auth.audit"
 #: Seconds between looks for what was done.
 LOOK = 1.0
 
@@ -55,6 +54,9 @@ class AuthActor(Member):
     """The verbs of :class:`~micro_ray.auth.Auth`. ``by`` is an access token."""
 
     service = "auth"
+    #: Its backend asks itself, by ``by``; what it does not is for everybody, and the first account
+    #: for who owns the machine.
+    asks = False
 
     async def open(self) -> Endpoints:
         settings = self.settings
@@ -165,9 +167,9 @@ async def _publish_one(events: Events, entry: Audit) -> None:
     up what others have done."""
     body = msgspec.json.encode(entry)
     try:
-        await events.publish(TOPIC, body, id=entry.id, namespace=entry.namespace)
+        await events.publish(AUDIT, body, id=entry.id, namespace=entry.namespace)
     except MicroError as error:
         if error.code >= 500:
             raise
         log.warning("events of %s refuse an audit entry: %s", entry.namespace, error)
-        await events.publish(TOPIC, body, id=entry.id, namespace=DEFAULT)
+        await events.publish(AUDIT, body, id=entry.id, namespace=DEFAULT)

@@ -25,6 +25,7 @@ class AuthCacheActor(Member):
     """What guards follow, and how it stands."""
 
     service = "authcache"
+    unasked = frozenset(("follow",))
 
     async def open(self) -> Endpoints:
         self._network, _ = await self.network()

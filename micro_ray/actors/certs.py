@@ -26,6 +26,8 @@ class CertsActor(Member):
     """The verbs of :class:`~micro_ray.certs.Certs`."""
 
     service = "certs"
+    #: Members ask for theirs before they can be known; the others are for everybody on frames too.
+    unasked = frozenset(("issue", "ticket", "sign", "roots", "watch"))
 
     async def identify(self) -> Secured | None:
         """Its own certificate it makes itself. Callers may come without one."""

@@ -21,6 +21,21 @@ class ConfigActor(Member):
     """The verbs of :class:`~micro_ray.config.Config`."""
 
     service = "config"
+    authored = frozenset(
+        (
+            "get",
+            "read",
+            "items",
+            "set",
+            "delete",
+            "merge",
+            "history",
+            "diff",
+            "rollback",
+            "rotate",
+            "watch",
+        )
+    )
 
     async def open(self) -> Endpoints:
         settings = self.settings

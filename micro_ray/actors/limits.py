@@ -24,6 +24,7 @@ class LimitsActor(Member):
     """The verbs of :class:`~micro_ray.limits.Limits`."""
 
     service = "limits"
+    authored = frozenset(("set", "unset"))
 
     async def open(self) -> Endpoints:
         network, _ = await self.network()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 import ray
 
+from micro_ray.actors.asking import asking
 from micro_ray.actors.identity import identified
 from micro_ray.auth.passes import Passes, PrivateKey, platform
 from micro_ray.finding import Examined
@@ -56,6 +58,18 @@ class Member:
 
     #: The service this actor is a member of.
     service = ""
+    #: Whether its verbs ask who calls (``asking.py``), and which do not.
+    asks = True
+    unasked: frozenset[str] = frozenset()
+    #: Verbs that are told as ``by`` who calls.
+    authored: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        for name, verb in list(vars(cls).items()) if cls.asks else ():
+            if not inspect.iscoroutinefunction(verb) and not inspect.isasyncgenfunction(verb):
+                continue
+            if not name.startswith("_") and name not in cls.unasked and not hasattr(Member, name):
+                setattr(cls, name, asking(verb, cls.service, authored=name in cls.authored))
 
     async def __init__(self, settings: Settings, index: int) -> None:  # type: ignore[misc]  # awaited by Ray
         if settings.ray.address != "local":

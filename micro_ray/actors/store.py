@@ -14,6 +14,7 @@ from micro_ray.store import Blob, Change, Operation, Record, Usage
 from micro_ray.wire import store as face
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.gate import Supply
+from micro_ray.wire.own import Own
 
 __all__ = ["StoreActor"]
 
@@ -29,7 +30,7 @@ class StoreActor(Member):
         gate = Gate(kinds=())
         await self._stack.enter_async_context(Supply(gate, network, own=self.settings.namespace))
         self.backend = await self._stack.enter_async_context(QuotaStore(store, gate))
-        return face.endpoints(self.backend)
+        return face.endpoints(self.backend, Own(self.settings.namespace))
 
     async def read(self, key: str, **place: Any) -> Record:
         return await self.backend.read(key, **place)

@@ -6,19 +6,19 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
 from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
-from micro_ray.api.metrics import Metrics
+from micro_ray.api.metrics import Figures, Metrics, exposition
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
 from micro_ray.api.paths import AllPaths, Paths, Target
 from micro_ray.api.streams import serve_stream
-from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.api.visitors import Visitor, Visitors, counted
 from micro_ray.api.websocket import serve_websocket
 from micro_ray.auth import DEFAULT, Resource
 from micro_ray.errors import InternalError, MethodNotAllowed, MicroError, Unavailable, make
@@ -62,7 +62,8 @@ async def lifespan(receive: Receive, send: Send) -> None:
 
 
 class Api:
-    """The ASGI application. ``ready()`` says whether a route table has come. One per replica."""
+    """The ASGI application. ``ready()`` says whether a route table has come, ``others()`` gives the
+    figures of the gRPC door. One per replica."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Api:
         gate: Gate | None = None,
         pressure: Pressure | None = None,
         visitors: Visitors | None = None,
+        others: Callable[[], Awaitable[Sequence[Figures]]] | None = None,
         version: str = "0.1.0",
     ) -> None:
         self.network = network
@@ -86,6 +88,7 @@ class Api:
         self._pressure = pressure or Pressure(1.0)
         self._table = table
         self._ready = ready
+        self._others = others
         self._version = version
         self._openapi: dict[Any, bytes] = {}
 
@@ -104,6 +107,7 @@ class Api:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id, metadata = self.metadata(headers)
         service, code, stream, admission = "api", 200, False, FREE
+        namespace = self.visitors.nobody.namespace
         try:
             if path in RESERVED and method in ("GET", "HEAD", "OPTIONS"):
                 code = await self._own(path, method, headers, request_id, send)
@@ -113,15 +117,17 @@ class Api:
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
-            service, stream = target.service, bool(target.stream)
+            namespace, service = counted(visitor, target.service), target.service
+            stream = bool(target.stream)
             metadata.update(self.along(visitor, target, scope, headers))
             admission = self.limited(visitor, target) or await self.obtain(visitor, target)
             self.metrics.in_flight += 1
             try:
                 if stream:
-                    code = await serve_stream(
-                        self, scope, receive, send, target, headers, metadata, request_id
-                    )
+                    with self.visitors.stay(visitor, target.resource) as stay:
+                        code = await serve_stream(
+                            self, scope, receive, send, target, headers, metadata, request_id, stay
+                        )
                 else:
                     await self._unary(scope, receive, send, target, headers, metadata, request_id)
             finally:
@@ -142,7 +148,8 @@ class Api:
             await self.send_error(failure, scope, request_id, send, headers)
         finally:
             admission.release()
-            self.metrics.count(service, code, None if stream else time.perf_counter() - begun)
+            seconds = None if stream else time.perf_counter() - begun
+            self.metrics.count(namespace, service, code, seconds)
 
     async def _unary(
         self,
@@ -239,14 +246,14 @@ class Api:
         TooManyRequests."""
         if self._gate is None:
             return FREE
-        space = self.visitors.counted(visitor)
+        space = self.visitors.limited_in(visitor)
         return self._gate.admit(space, visitor.account, target.service, target.endpoint)
 
     async def obtain(self, visitor: Visitor, target: Target) -> Admission:
         """As :meth:`limited`, after asking the limiter."""
         if self._gate is None:
             return FREE
-        space = self.visitors.counted(visitor)
+        space = self.visitors.limited_in(visitor)
         return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
 
     @property
@@ -331,14 +338,15 @@ class Api:
                 }
             )
         elif path == "/metrics":
-            # They are of all namespaces: a tenant's own rules do not let in to them.
-            visitor = self.visitors.of(headers)._replace(namespace=DEFAULT)
+            visitor = self.visitors.of(headers)
             self.visitors.check(visitor, METRICS)
-            body, media = self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
+            whole = self.visitors.guard is None or visitor.namespace == DEFAULT
+            body = await self._figures(None if whole else visitor.namespace)
+            media = b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
             visitor = self.visitors.of(headers)
             # A stranger may name any namespace: that costs a document where it has rules only.
-            body = self._document(visitor._replace(namespace=self.visitors.counted(visitor)))
+            body = self._document(visitor._replace(namespace=self.visitors.limited_in(visitor)))
         elif path == "/favicon.ico":
             status, body = 204, b""
         else:
@@ -349,6 +357,13 @@ class Api:
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         return status
+
+    async def _figures(self, namespace: str | None) -> bytes:
+        """Its own, and those of the other door."""
+        text = self.metrics.text(namespace)
+        if self._others is None:
+            return text
+        return text + exposition("proxy", await self._others(), namespace)
 
     def _document(self, visitor: Visitor) -> bytes:
         """What the visitor may call; the same for all who may the same."""

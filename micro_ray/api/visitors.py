@@ -13,16 +13,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from micro_ray.auth import Identity, Resource
-from micro_ray.auth.callers import Denials, bearer_of
+from micro_ray.auth.callers import bearer_of
 from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
+from micro_ray.auth.stays import Stay
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
 from micro_ray.settings import PLATFORM
 
-__all__ = ["COOKIE", "Visitor", "Visitors"]
+__all__ = ["COOKIE", "Visitor", "Visitors", "counted"]
 
 COOKIE = "micro-token"
 #: Headers that are remembered; more, and it begins anew.
@@ -43,6 +45,14 @@ class Visitor(NamedTuple):
         if self.identity.namespace == self.namespace:
             return self.identity.id
         return f"{self.identity.namespace}/{self.identity.id}"
+
+
+def counted(visitor: Visitor, service: str) -> str:
+    """The namespace that a call counts for: his, or, as nobody may name any, that of the
+    service."""
+    if visitor.identity is not None:
+        return visitor.namespace
+    return home(visitor.namespace, service)
 
 
 class Visitors:
@@ -136,7 +146,7 @@ class Visitors:
             identity.everywhere or identity.namespace == visitor.namespace
         )
 
-    def counted(self, visitor: Visitor) -> str:
+    def limited_in(self, visitor: Visitor) -> str:
         """The namespace in which his calls are counted: where a stranger names one that has said
         nothing of strangers, that of the door, as each that is counted costs something."""
         if self.guard is None or not self.stranger(visitor):
@@ -159,6 +169,13 @@ class Visitors:
             if self._denials is not None:
                 self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)
             raise
+
+    def stay(self, visitor: Visitor, resource: Resource | None) -> Stay:
+        """A stream of his, over when he may no more (``resource`` None: when he is no more who he
+        was). Raises what :meth:`check` does when that is so already."""
+        if self.guard is None:
+            return Stay()
+        return self.guard.stays.begin(visitor.identity, resource, visitor.namespace)
 
     def allows(self, visitor: Visitor, resource: Resource) -> bool:
         """Whether he may."""

@@ -50,6 +50,8 @@ MAX_PRIORITY = 2**31 - 1
 MAX_TOKEN = 8192
 #: Scopes with a meaning: of who administers a namespace, and of what runs in it.
 ADMIN, SERVICE = "admin", "service"
+#: The topic of events in each namespace to which what was done in it is published.
+AUDIT = "auth.audit"
 #: The scope of the platform's own processes.
 PLATFORM = "platform"
 
@@ -429,8 +431,9 @@ class Auth(abc.ABC):
 
     @abc.abstractmethod
     async def note(self, *entries: Audit, by: Caller) -> None:
-        """Enter denials of doors and services among what was done; their ids are given here. For
-        the platform's processes, as the two that follow."""
+        """Enter denials of doors and services among what was done, so many a second of each
+        namespace, the rest as a count; their ids are given here. For the platform's processes, as
+        the two that follow; a service of a namespace enters what it has refused there."""
 
     @abc.abstractmethod
     async def audits(self, *, limit: int = 100, by: Caller) -> list[Audit]:

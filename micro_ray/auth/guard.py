@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from micro_ray.auth import DEFAULT, Decision, Identity, Key, Resource, Revocation, Update
 from micro_ray.auth.rules import Rules
+from micro_ray.auth.stays import Stay, Stays
 from micro_ray.auth.tokens import LEEWAY, Verifier
 from micro_ray.errors import Forbidden, Unauthorized, Unavailable
 
@@ -60,6 +61,8 @@ class Guard:
         self._tokens: dict[str, float] = {}
         self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
         self._prune_at = LITTLE
+        #: Streams that it has let in, ended when it would no more.
+        self.stays = Stays(self._judge, clock)
 
     @property
     def ready(self) -> bool:
@@ -95,10 +98,14 @@ class Guard:
         self.revision = update.revision
         self.mark = update.mark
         self.stale = update.stale or (self.stale and not (update.full or update.resumed))
+        if update.full or update.rules or update.gone or update.revoked:
+            self.stays.changed()
 
     def _only_revoke(self, update: Update) -> None:
         for revoked in update.revoked:
             self._revoke(revoked)
+        if update.revoked:
+            self.stays.changed()
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)
@@ -192,6 +199,14 @@ class Guard:
         if identity is None:
             raise Unauthorized(resource.name, f"Unauthorized call made to {what}: log in")
         raise Forbidden(resource.name, f"Forbidden call made to {what} by {identity.id}")
+
+    def _judge(self, stay: Stay) -> None:
+        """Raises Unauthorized or Forbidden when a stream may go on no more."""
+        if stay.identity is not None and stay.identity.token:
+            self.standing(stay.identity)
+        if stay.resource is not None:
+            for namespace in stay.spaces:
+                self.check(stay.identity, stay.resource, namespace)
 
 
 def _unknown() -> Unavailable:

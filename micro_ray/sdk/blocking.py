@@ -88,6 +88,10 @@ class Client:
                 with contextlib.suppress(MicroError):
                     loop.run(answers.aclose(), END)
 
+    def token(self) -> str:
+        """See :meth:`AsyncClient.token`."""
+        return self.run(lambda client: client.token())
+
     def services(self) -> list[str]:
         """See :meth:`AsyncClient.services`."""
         return self.run(lambda client: client.services())

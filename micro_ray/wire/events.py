@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from micro_ray.context import current
-from micro_ray.errors import Forbidden
 from micro_ray.events import Events, Published, Topic
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
@@ -26,28 +25,12 @@ from micro_ray.wire.event_records import (
     to_event,
     to_letter,
 )
+from micro_ray.wire.own import of_audit
 from micro_ray.wire.remote_events import RemoteEvents
 
 __all__ = ["RemoteEvents", "endpoints"]
 
 NAME = "events"
-
-#: What auth says of what was done in a namespace: nobody else says it or takes it away, and it is
-#: for who administers, and for services.
-AUDIT = "auth.audit"
-
-
-def _read(topic: str) -> None:
-    """Raises Forbidden for who may not know what is said there."""
-    context = current()
-    if topic == AUDIT and not context.entrusted:
-        raise Forbidden(NAME, f"topic {topic} is for who administers {context.namespace}")
-
-
-def _change(topic: str) -> None:
-    """Raises Forbidden for who may not say anything there, or take it away."""
-    if topic == AUDIT and current().whose is not None:
-        raise Forbidden(NAME, f"topic {topic} is the platform's own: choose another")
 
 
 class _Face:
@@ -67,7 +50,7 @@ class _Face:
     ) -> Published:
         """Take an event; when this is answered it is on disk. With an id once, with expected only
         after that event."""
-        _change(topic)
+        of_audit(topic, written=True)
         return await self._events.publish(
             topic,
             payload_of(payload, encoding),
@@ -80,7 +63,7 @@ class _Face:
     async def consume(self, request: Consume) -> AsyncIterator[WireDelivery]:
         """The events of a group, for ever. With auto_ack they are settled as they are sent, else
         by Events.Ack with their token."""
-        _read(request.topic)
+        of_audit(request.topic)
         options = {name: getattr(request, name) for name in Consume.__slots__}
         taken = self._events.consume(**options, namespace=current().namespace)
         async with closing(taken) as deliveries:
@@ -89,7 +72,7 @@ class _Face:
 
     async def fetch(self, request: Fetch) -> dict[str, Any]:
         """Events of a group that are there now, or come within wait seconds."""
-        _read(request.topic)
+        of_audit(request.topic)
         options = {name: getattr(request, name) for name in Fetch.__slots__}
         found = await self._events.fetch(**options, namespace=current().namespace)
         return {"events": [to_delivery(delivery) for delivery in found]}
@@ -117,7 +100,7 @@ class _Face:
         until: float | None = None,
     ) -> dict[str, Any]:
         """Events of a topic, without any group."""
-        _read(topic)
+        of_audit(topic)
         found = await self._events.read(
             topic,
             limit=limit,
@@ -138,7 +121,7 @@ class _Face:
         speed: float = 0.0,
     ) -> AsyncIterator[WireEvent]:
         """Events of a topic one by one, with the pauses there were divided by speed (0: none)."""
-        _read(topic)
+        of_audit(topic)
         told = self._events.replay(
             topic,
             sequence=sequence,
@@ -159,24 +142,24 @@ class _Face:
         self, topic: str, ttl: float | None = None, max_size: int | None = None
     ) -> Topic:
         """Set how long (seconds) and how much (bytes) a topic keeps."""
-        _change(topic)
+        of_audit(topic, written=True)
         return await self._events.retain(
             topic, ttl=ttl, max_size=max_size, namespace=current().namespace
         )
 
     async def delete(self, topic: str) -> dict[str, Any]:
         """Remove a topic with all that is of it."""
-        _change(topic)
+        of_audit(topic, written=True)
         return {"deleted": await self._events.delete(topic, namespace=current().namespace)}
 
     async def groups(self, topic: str) -> dict[str, Any]:
         """The groups of a topic."""
-        _read(topic)
+        of_audit(topic)
         return {"groups": await self._events.groups(topic, namespace=current().namespace)}
 
     async def delete_group(self, topic: str, group: str) -> dict[str, Any]:
         """Remove a group with its dead letters."""
-        _read(topic)
+        of_audit(topic)
         space = current().namespace
         return {"deleted": await self._events.delete_group(topic, group, namespace=space)}
 
@@ -184,7 +167,7 @@ class _Face:
         self, topic: str, group: str, limit: int = 100, offset: int = 0
     ) -> dict[str, Any]:
         """The dead letters of a group."""
-        _read(topic)
+        of_audit(topic)
         found = await self._events.dead(
             topic, group, limit=limit, offset=offset, namespace=current().namespace
         )
@@ -197,7 +180,7 @@ class _Face:
         sequences: list[int] = [],  # noqa: B006 - copied by the struct, never changed
     ) -> dict[str, Any]:
         """Give dead letters (none named: all) to their group again."""
-        _read(topic)
+        of_audit(topic)
         space = current().namespace
         return {"count": await self._events.requeue(topic, group, sequences, namespace=space)}
 
@@ -208,7 +191,7 @@ class _Face:
         sequences: list[int] = [],  # noqa: B006 - copied by the struct, never changed
     ) -> dict[str, Any]:
         """Remove dead letters (none named: all)."""
-        _read(topic)
+        of_audit(topic)
         space = current().namespace
         return {"count": await self._events.discard(topic, group, sequences, namespace=space)}
 

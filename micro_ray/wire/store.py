@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from micro_ray.context import current
-from micro_ray.errors import BadGateway, BadRequest, Forbidden
+from micro_ray.errors import BadGateway, BadRequest
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.own import Own
 from micro_ray.wire.remote import Caller, from_json, to_json
 from micro_ray.wire.store_records import (
     Records,
@@ -30,35 +31,19 @@ NAME = "store"
 
 #: Blobs cross in pieces of at most so many bytes.
 _PIECE = 256 * 1024
-#: What the platform's own services keep here for all namespaces: accounts, documents, workloads and
-#: their sources. Whoever has a namespace, be it the one that they are in, has these no more than
-#: others.
-OWN_DATABASES = frozenset({"auth", "config"})
-OWN_TABLES = frozenset({"runtime"})
-OWN_BLOBS = "source/"
-
-
-def _place(database: str, *tables: str) -> None:
-    """Raises Forbidden for what is the platform's own, to who does not act for it."""
-    if current().whose is None:
-        return
-    if database in OWN_DATABASES:
-        raise Forbidden(NAME, f"database {database} is the platform's own: choose another")
-    if database == DEFAULT and not OWN_TABLES.isdisjoint(tables):
-        table = next(name for name in tables if name in OWN_TABLES)
-        raise Forbidden(NAME, f"table {table} is the platform's own: choose another")
-
-
-def _blob(key: str) -> None:
-    if current().whose is not None and key.startswith(OWN_BLOBS):
-        raise Forbidden(NAME, f"blobs under {OWN_BLOBS} are the platform's own: choose another key")
 
 
 class _Face:
     """The endpoints as methods; the namespace is the caller's."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, own: Own) -> None:
         self._store = store
+        self._own = own
+
+    def _in(self, database: str, table: str) -> dict[str, str]:
+        """A place that the caller may touch."""
+        self._own.table(database, table)
+        return {"database": database, "table": table, "namespace": current().namespace}
 
     async def read(
         self,
@@ -72,10 +57,9 @@ class _Face:
         table: str = DEFAULT,
     ) -> Records:
         """The record under a key, or with prefix or suffix all whose key begins or ends so."""
-        _place(database, table)
-        space = current().namespace
+        place = self._in(database, table)
         if not prefix and not suffix:
-            record = await self._store.read(key, database=database, table=table, namespace=space)
+            record = await self._store.read(key, **place)
             return Records(records=[to_wire(record)])
         found = await self._store.query(
             prefix=key if prefix else "",
@@ -83,9 +67,7 @@ class _Face:
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=space,
+            **place,
         )
         return Records(records=[to_wire(record) for record in found])
 
@@ -100,16 +82,13 @@ class _Face:
         table: str = DEFAULT,
     ) -> Records:
         """Records whose key begins and ends so."""
-        _place(database, table)
         found = await self._store.query(
             prefix=prefix,
             suffix=suffix,
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return Records(records=[to_wire(record) for record in found])
 
@@ -125,16 +104,13 @@ class _Face:
         table: str = DEFAULT,
     ) -> WireRecord:
         """Write a record; expiry in seconds. With expected only over that version (0: none)."""
-        _place(database, table)
         record = await self._store.write(
             key,
             from_text(value, encoding),
             metadata=metadata,
             expiry=expiry,
             expected=expected,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return to_wire(record)
 
@@ -146,13 +122,10 @@ class _Face:
         table: str = DEFAULT,
     ) -> None:
         """Remove a record."""
-        _place(database, table)
         await self._store.delete(
             key,
             expected=expected,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
 
     async def list(
@@ -166,16 +139,13 @@ class _Face:
         table: str = DEFAULT,
     ) -> dict[str, Any]:
         """The keys that begin and end so."""
-        _place(database, table)
         keys = await self._store.keys(
             prefix=prefix,
             suffix=suffix,
             limit=limit,
             offset=offset,
             order=order,
-            database=database,
-            table=table,
-            namespace=current().namespace,
+            **self._in(database, table),
         )
         return {"keys": keys}
 
@@ -184,7 +154,8 @@ class _Face:
     ) -> dict[str, Any]:
         """All of these operations or none."""
         rows = [to_operation(row) for row in operations]
-        _place(database, *(row.table for row in rows))
+        for table in {row.table for row in rows}:
+            self._own.table(database, table)
         versions = await self._store.transact(
             rows, database=database, namespace=current().namespace
         )
@@ -192,12 +163,14 @@ class _Face:
 
     async def databases(self) -> dict[str, Any]:
         """The databases of the namespace."""
-        return {"databases": await self._store.databases(namespace=current().namespace)}
+        found = await self._store.databases(namespace=current().namespace)
+        return {"databases": self._own.databases(found)}
 
     async def tables(self, database: str = DEFAULT) -> dict[str, Any]:
         """The tables of a database."""
-        _place(database)
-        return {"tables": await self._store.tables(database, namespace=current().namespace)}
+        self._own.database(database)
+        found = await self._store.tables(database, namespace=current().namespace)
+        return {"tables": self._own.tables(database, found)}
 
     async def usage(self) -> Usage:
         """What the namespace keeps, counted now."""
@@ -215,20 +188,17 @@ class _Face:
         table: str = DEFAULT,
     ) -> AsyncIterator[Change]:
         """Changes after a revision (-1: from now on)."""
-        _place(database, table)
-        space = current().namespace
+        place = self._in(database, table)
         if revision < 0:
-            revision = await self._store.revision(namespace=space)
-        watch = self._store.watch(
-            revision=revision, prefix=prefix, database=database, table=table, namespace=space
-        )
+            revision = await self._store.revision(namespace=place["namespace"])
+        watch = self._store.watch(revision=revision, prefix=prefix, **place)
         async with closing(watch) as changes:
             async for change in changes:
                 yield change
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         """A blob in pieces."""
-        _blob(key)
+        self._own.blob(key)
         blob = self._store.read_blob(key, namespace=current().namespace)
         async with closing(blob) as pieces:
             async for piece in pieces:
@@ -240,26 +210,24 @@ class _Face:
             key = msgspec.json.decode(await anext(messages), type=dict[str, str])["key"]
         except (StopAsyncIteration, msgspec.DecodeError, KeyError):
             raise BadRequest("store", 'the first message must be {"key": "..."}') from None
-        _blob(key)
+        self._own.blob(key)
         return await self._store.write_blob(key, messages, namespace=current().namespace)
 
     async def delete_blob(self, key: str) -> dict[str, Any]:
         """Remove a blob."""
-        _blob(key)
+        self._own.blob(key)
         return {"deleted": await self._store.delete_blob(key, namespace=current().namespace)}
 
     async def blobs(self, prefix: str = "") -> dict[str, Any]:
         """Blobs by key."""
-        _blob(prefix)
+        self._own.blob(prefix)
         found = await self._store.blobs(prefix=prefix, namespace=current().namespace)
-        if current().whose is not None:
-            found = [blob for blob in found if not blob.key.startswith(OWN_BLOBS)]
-        return {"blobs": found}
+        return {"blobs": self._own.blobs(found)}
 
 
-def endpoints(store: Store) -> Endpoints:
-    """Service ``store``."""
-    face, table = _Face(store), Endpoints(NAME)
+def endpoints(store: Store, own: Own | None = None) -> Endpoints:
+    """Service ``store``; ``own`` is the platform's part of it (default: in ``micro``)."""
+    face, table = _Face(store, own or Own()), Endpoints(NAME)
     for name in (
         "read", "query", "write", "delete", "list", "transaction", "databases", "tables",
         "usage", "revision", "watch",

@@ -303,8 +303,8 @@ async def test_sizes(config: Config) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"namespace": ""}, {"namespace": "../x"}, {"namespace": "a" * 64}, {"by": "a\nb"},
-     {"by": "x" * (MAX_AUTHOR + 1)}, {"expected": -1}, {"expected": 2**63}],
+    [{"namespace": ""}, {"namespace": "../x"}, {"namespace": "a" * 64},
+     {"expected": -1}, {"expected": 2**63}],
     ids=repr,
 )  # fmt: skip
 async def test_bad_options(config: Config, options: dict[str, Any]) -> None:
@@ -316,6 +316,17 @@ async def test_bad_options(config: Config, options: dict[str, Any]) -> None:
     ):
         with pytest.raises(BadRequest, match="|".join(options)):
             await attempt
+
+
+@pytest.mark.parametrize("by", ["a\nb", "x" * (MAX_AUTHOR + 1)], ids=["lines", "long"])
+async def test_bad_authors(config: Config, by: str) -> None:
+    for attempt in (config.set, config.merge):
+        with pytest.raises(BadRequest, match="by"):
+            await attempt("a", {}, by=by)
+    with pytest.raises(BadRequest, match="by"):
+        await config.delete("a", by=by)
+    with pytest.raises(BadRequest, match="by"):
+        await config.rollback(0, by=by)
 
 
 async def test_bad_versions(config: Config) -> None:

@@ -21,7 +21,9 @@ ROWS = Rows(
     verbs={"close": "what a command has opened it closes at its end"},
     dear={
         "test_bad_values": _JSON,
-        "test_bad_options": "namespace and author of a terminal are not given",
+        "test_bad_options": "the namespace of a terminal is not given",
+        "test_bad_authors": "the author of a terminal is who is logged in",
+        "test_who_did_it_is_told": "the author of a terminal is who is logged in",
         "test_bad_versions": "numbers below one are refused before they are asked for",
         "test_bad_paths": "a blank path, a NUL and a number are refused before they are asked for",
         "test_no_update_is_lost": _MANY,

@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -50,21 +50,28 @@ class Space:
 
 class Handle:
     """The verbs of an actor of the platform that this process has joined. Errors are the
-    platform's own, as the actor raised them."""
+    platform's own, as the actor raised them. ``credential`` gives the access token of who calls,
+    and is set when the process joins."""
+
+    credential: ClassVar[Callable[[], str]]
 
     def __init__(self, name: str) -> None:
         self.space = Space()
         self._actor = ray.get_actor(name, namespace="micro")
 
+    def _remote(self, verb: str, *args: Any, **options: Any) -> Any:
+        options["credential"] = Handle.credential()
+        return getattr(self._actor, verb).remote(*args, **options)
+
     async def call(self, verb: str, *args: Any, **options: Any) -> Any:
         try:
-            return await getattr(self._actor, verb).remote(*args, **options)
+            return await self._remote(verb, *args, **options)
         except RayTaskError as error:
             raise self.space.back(error) from None
 
     async def stream(self, verb: str, *args: Any, **options: Any) -> AsyncIterator[Any]:
         """The items of a verb that streams; it has ended when this is left."""
-        items = getattr(self._actor, verb).remote(*args, **options)
+        items = self._remote(verb, *args, **options)
         try:
             async for item in items:
                 yield await item

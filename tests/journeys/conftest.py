@@ -10,7 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from bench.stack import ROOT, Server, joining
+from bench.stack import ROOT, Server, joining, micro
+
+#: What drivers begin with. ``handle`` is a named actor whose verbs are called by who is logged in.
+HEAD = """
+import os, ray
+ray.init(logging_level="error", log_to_driver=False)
+
+class Verb:
+    def __init__(self, method):
+        self.method = method
+    def remote(self, *args, **options):
+        return self.method.remote(*args, credential=os.environ["MICRO_TOKEN"], **options)
+
+class handle:
+    def __init__(self, name):
+        self.actor = ray.get_actor(name, namespace="micro")
+    def __getattr__(self, name):
+        method = getattr(self.actor, name)
+        return method if name in ("ping", "__ray_call__") else Verb(method)
+
+"""
 
 Source = Callable[..., str]
 Driver = Callable[[Server, str], str]
@@ -36,10 +56,10 @@ def driver() -> Driver:
     """``driver(server, code)`` runs Python on the platform's Ray; what it prints."""
 
     def run(at: Server, code: str) -> str:
-        head = "import ray\nray.init(logging_level='error', log_to_driver=False)\n"
+        token = micro(at, "user", "token").strip()
         done = subprocess.run(
-            [sys.executable, "-c", head + textwrap.dedent(code)],
-            env=joining(at),
+            [sys.executable, "-c", HEAD + textwrap.dedent(code)],
+            env={**joining(at), "MICRO_TOKEN": token},
             cwd=ROOT,
             capture_output=True,
             text=True,

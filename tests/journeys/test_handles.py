@@ -43,11 +43,46 @@ def test_every_platform_service_is_a_named_actor(server: Server, driver: Driver)
             "registry", "router", "router-1", "store", "store-1", "broker", "events", "events-1",
             "config", "config-1", "auth", "authcache", "limits", "network", "runtime", "certs",
         ):
-            actor = ray.get_actor(name, namespace="micro")
+            actor = handle(name)
             said = ray.get(actor.ping.remote())
             index = int(name.partition("-")[2] or 0)
             assert (said["service"], said["index"]) == (name.partition("-")[0], index)
             assert any(a.startswith("unix:/") for a in said["addresses"]), said
+        print("good")
+        """,
+    )
+    assert printed == "good\n"
+
+
+def test_a_handle_asks_who_calls(server: Server, driver: Driver) -> None:
+    """And says why not, as an error of the platform with its fields."""
+    printed = driver(
+        server,
+        """
+        from micro_ray.errors import Unauthorized
+
+        calls = {
+            "store": lambda a, **me: ray.get(a.databases.remote(**me)),
+            "store-1": lambda a, **me: ray.get(next(a.watch.remote(revision=0, **me))),
+            "config": lambda a, **me: ray.get(a.get.remote(**me)),
+            "broker": lambda a, **me: ray.get(a.publish.remote("t", b"", **me)),
+            "events": lambda a, **me: ray.get(a.publish.remote("t", b"", **me)),
+            "registry": lambda a, **me: ray.get(a.snapshot.remote(**me)),
+            "router": lambda a, **me: ray.get(next(a.watch.remote(**me))),
+            "network": lambda a, **me: ray.get(a.call.remote("store", "Store.Query", **me)),
+            "runtime": lambda a, **me: ray.get(a.read.remote(**me)),
+            "limits": lambda a, **me: ray.get(a.usage.remote(**me)),
+            "certs": lambda a, **me: ray.get(a.renew.remote(**me)),
+            "authcache": lambda a, **me: ray.get(a.status.remote(**me)),
+        }
+        for name, call in calls.items():
+            for me in ({}, {"credential": "x"}):
+                try:
+                    call(ray.get_actor(name, namespace="micro"), **me)
+                except Unauthorized as error:
+                    assert error.code == 401 and error.detail, error
+                else:
+                    raise AssertionError(name)
         print("good")
         """,
     )
@@ -62,8 +97,8 @@ def test_the_store_by_handle(server: Server, driver: Driver) -> None:
         from micro_ray.errors import Conflict, NotFound
         from micro_ray.store import Check, Delete, Put
 
-        one = ray.get_actor("store", namespace="micro")
-        two = ray.get_actor("store-1", namespace="micro")
+        one = handle("store")
+        two = handle("store-1")
         place = {"table": "handles"}
         version = ray.get(one.write.remote("k", b"\\x00v", **place)).version
         assert ray.get(two.read.remote("k", **place)).value == b"\\x00v"
@@ -98,8 +133,8 @@ def test_a_watch_of_the_store_by_handle(server: Server, driver: Driver) -> None:
     """From a revision on, with what another actor writes; who leaves by ``ray.cancel`` leaves
     nothing behind."""
     code = """
-        one = ray.get_actor("store", namespace="micro")
-        two = ray.get_actor("store-1", namespace="micro")
+        one = handle("store")
+        two = handle("store-1")
         place = {"table": "watched"}
         before = running(one)
         ray.get(two.write.remote("a", b"0", **place))
@@ -122,7 +157,7 @@ def test_a_watch_of_the_store_by_handle(server: Server, driver: Driver) -> None:
 def test_a_reader_that_dies_is_found_out(server: Server, driver: Driver) -> None:
     """It could not cancel: its stream ends when it next has something for it."""
     code = """
-        store = ray.get_actor("store", namespace="micro")
+        store = handle("store")
         print(running(store))
         revision = ray.get(store.revision.remote())
         changes = store.watch.remote(revision=revision, table="orphans")
@@ -135,7 +170,7 @@ def test_a_reader_that_dies_is_found_out(server: Server, driver: Driver) -> None
         """
     before = int(driver(server, RUNNING + textwrap.dedent(code)))
     code = f"""
-        store = ray.get_actor("store", namespace="micro")
+        store = handle("store")
         def gone():
             ray.get(store.write.remote("a", b"", table="orphans"))
             return running(store) == {before}
@@ -150,8 +185,8 @@ def test_blobs_by_handle(server: Server, driver: Driver) -> None:
     code = """
         from micro_ray.errors import BadRequest, NotFound
 
-        one = ray.get_actor("store", namespace="micro")
-        two = ray.get_actor("store-1", namespace="micro")
+        one = handle("store")
+        two = handle("store-1")
 
         @ray.remote
         def piece(index):
@@ -208,7 +243,7 @@ def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
     code = """
         from micro_ray.errors import BadRequest
 
-        broker = ray.get_actor("broker", namespace="micro")
+        broker = handle("broker")
         ray.get(broker.check.remote())
         before = running(broker, "subscribe")
         messages = broker.subscribe.remote("handles.*", queue="q", confirm=True)
@@ -238,15 +273,15 @@ def test_the_broker_by_handle(server: Server, driver: Driver) -> None:
 def test_config_by_handle(server: Server, driver: Driver) -> None:
     """What one actor is told to write the other's watch tells."""
     code = """
-        one = ray.get_actor("config", namespace="micro")
-        two = ray.get_actor("config-1", namespace="micro")
+        one = handle("config")
+        two = handle("config-1")
         begun = ray.get(one.version.remote())
         before = running(two)
         written = ray.get(one.set.remote("handles.a", 1, by="me"))
         versions = two.watch.remote("handles", version=begun)
         again = ray.get(one.merge.remote("handles", {"a": 2}))
         first, second = (ray.get(next(versions)) for _ in range(2))
-        assert (first.version, first.author, second.version) == (written, "me", again)
+        assert (first.version, first.author, second.version) == (written, "admin", again)
         assert [c.new for c in (*first.changes, *second.changes)] == [1, 2]
         ray.cancel(versions)
         eventually(lambda: running(two) == before)
@@ -264,8 +299,8 @@ def test_events_by_handle(server: Server, driver: Driver) -> None:
         """
         from micro_ray.errors import Conflict, NotFound
 
-        one = ray.get_actor("events", namespace="micro")
-        two = ray.get_actor("events-1", namespace="micro")
+        one = handle("events")
+        two = handle("events-1")
         topic, place = "handles", {"start": "beginning", "retry_limit": 0}
         assert ray.get(one.publish.remote(topic, b"\\x00e", id="x")).sequence == 1
         assert ray.get(two.publish.remote(topic, b"", id="x")).duplicate
@@ -314,8 +349,8 @@ def test_events_by_handle(server: Server, driver: Driver) -> None:
 def test_a_stream_of_events_is_not_ahead_of_its_reader(server: Server, driver: Driver) -> None:
     """What is settled by itself has been taken: the rest goes to others when the reader leaves."""
     code = """
-        one = ray.get_actor("events", namespace="micro")
-        two = ray.get_actor("events-1", namespace="micro")
+        one = handle("events")
+        two = handle("events-1")
         for _ in range(5):
             ray.get(one.publish.remote("ahead", b""))
         taken = one.consume.remote("ahead", "g", start="beginning")
@@ -343,8 +378,8 @@ def test_registry_and_router_by_handle(server: Server, driver: Driver) -> None:
         from micro_ray.registry import Instance, Node
         from micro_ray.router import Filter
 
-        registry = ray.get_actor("registry", namespace="micro")
-        router = ray.get_actor("router", namespace="micro")
+        registry = handle("registry")
+        router = handle("router")
         (store,) = ray.get(registry.get.remote("micro", "store"))
         assert len(store.nodes) == 2 and {e.name for e in store.endpoints} >= {"Store.Read"}
         assert "runtime" in {s.name for s in ray.get(registry.list.remote("micro"))}
@@ -401,7 +436,7 @@ def test_the_network_by_handle(server: Server, driver: Driver) -> None:
         import json
         from micro_ray.errors import NotFound
 
-        network = ray.get_actor("network", namespace="micro")
+        network = handle("network")
         answer = ray.get(network.call.remote("store", "Store.Databases", b"{}"))
         assert "databases" in json.loads(answer)
         try:
@@ -447,7 +482,7 @@ def test_the_runtime_by_handle(server: Server, driver: Driver, source: Source) -
         from pathlib import Path
 
         archive = pack(Path({folder!r}))
-        runtime = ray.get_actor("runtime", namespace="micro")
+        runtime = handle("runtime")
         digest = ray.get(runtime.upload.remote(archive))
         assert digest == ray.get(runtime.upload.remote([archive[:100], ray.put(archive[100:])]))
         workload = Workload(name="handled", source="x", digest=digest)
@@ -503,6 +538,7 @@ def test_certs_by_handle(server: Server, driver: Driver) -> None:
         from ray.exceptions import RayError
 
         certs = ray.get_actor("certs", namespace="micro")
+        owned = handle("certs")
         who = Identity(namespace="micro", service="orders", node="orders-1")
         ticket = ray.get(certs.ticket.remote(who))
         key = new_key()
@@ -527,11 +563,11 @@ def test_certs_by_handle(server: Server, driver: Driver) -> None:
             assert (error.code, error.id) == (403, "certs"), error
         else:
             raise AssertionError
-        assert "orders-1" in [row.node for row in ray.get(certs.list.remote())]
+        assert "orders-1" in [row.node for row in ray.get(owned.list.remote())]
 
         changes = certs.watch.remote()
         (before,) = ray.get(next(changes)).roots
-        assert [r.state for r in ray.get(certs.renew.remote()).roots] == ["next", "signs"]
+        assert [r.state for r in ray.get(owned.renew.remote()).roots] == ["next", "signs"]
         assert [r.state for r in ray.get(next(changes)).roots] == ["next", "signs"]
         issued = ray.get(certs.issue.remote(signing_request(new_key()), who, ttl=60.0))
         assert [r.state for r in ray.get(next(changes)).roots] == ["signs", "former"]

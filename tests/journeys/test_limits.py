@@ -42,7 +42,7 @@ async def test_the_doors_keep_one_limit(limited: Server, driver: Driver) -> None
     pid = driver(
         limited,
         f"""
-        limits = ray.get_actor("limits", namespace="micro")
+        limits = handle("limits")
         rule = ray.get(limits.set.remote("service", "helloworld", rate={rate}, burst={burst}))
         assert rule.limit.rate == {rate}
         assert ray.get(limits.list.remote()).rules == (rule,)

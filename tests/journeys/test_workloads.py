@@ -145,13 +145,13 @@ def test_a_pool_is_whole_again_when_a_member_was_stopped(server: Server, driver:
     """By its handle, as anybody on the cluster can."""
     code = """
     import time
-    one = ray.get_actor("store-1", namespace="micro")
+    one = handle("store-1")
     pid = ray.get(one.ping.remote())["pid"]
     ray.get(one.stop.remote())
     end = time.monotonic() + 30
     while time.monotonic() < end:
         try:
-            said = ray.get(ray.get_actor("store-1", namespace="micro").ping.remote())
+            said = ray.get(handle("store-1").ping.remote())
         except (ray.exceptions.RayError, ValueError):
             said = {"pid": pid}
         if said["pid"] != pid:

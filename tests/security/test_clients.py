@@ -185,6 +185,28 @@ async def test_an_account_may_not_register(at: Guarded, namespace: str) -> None:
             await client.call("registry", "Registry.Deregister", {"node": "x"})
 
 
+async def test_denials_of_a_replica_come_to_the_record(at: Guarded) -> None:
+    """What a service refuses to who comes without a door, a flood of it as one."""
+    from micro_ray.sdk.authority import ITSELF
+
+    auth, verb = at.authority.auth, Verb(service="helloworld", endpoint="Helloworld.Call")
+    for _ in range(50):
+        code, _ = await at.code("frames", verb, {})
+        assert code == 401
+
+    async def told() -> int:
+        rows = await auth.audits(by=ITSELF)
+        found = [
+            row for row in rows
+            if row.subject == "helloworld:Helloworld.Call" and row.detail.get("told_by")
+        ]  # fmt: skip
+        assert {(row.by, row.namespace, row.allowed) for row in found} <= {("", "micro", False)}
+        assert len(found) <= 10
+        return sum(row.detail.get("count", 1) for row in found) == 50
+
+    await eventually(told, within=15)
+
+
 async def test_denials_come_to_the_record(at: Guarded) -> None:
     tokens = await at.authority.login("curious")
     head = {"authorization": f"Bearer {tokens.access}"}

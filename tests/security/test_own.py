@@ -1,247 +1,199 @@
-"""What is the platform's own is nobody's else: also not of who has all of the namespace that it is
-kept in, or of another one."""
+"""What the platform keeps for itself in the store and in events: a service of its own namespace,
+which may do everything else there, neither reads nor writes it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from micro_ray.actors import auth as publishing
-from micro_ray.auth import Identity, Resource, Rule
-from micro_ray.auth import records as accounts
-from micro_ray.config import records as documents
-from micro_ray.runtime import Workload, archives, desired
-from micro_ray.runtime.archives import Archives
-from micro_ray.runtime.process import ProcessDriver
-from micro_ray.runtime.reconcile import Reconciler
-from micro_ray.sdk.authority import ITSELF
-from micro_ray.wire import events
-from micro_ray.wire import runtime as runtimes
-from micro_ray.wire import store as face
-from micro_ray.wire.trust import Holder
-from tests.fixtures.wait import eventually
-from tests.security.guarded import Guarded, Verb, guarded
+from micro_ray.auth import AUDIT
+from micro_ray.runtime.archives import PREFIX
+from micro_ray.wire import events, store
+from micro_ray.wire.events import RemoteEvents
+from tests.security.guarded import Guarded, guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PLACES = (
+    {"database": "auth", "table": "accounts"},
+    {"database": "auth"},
+    {"database": "config", "table": "micro"},
+    {"database": "config"},
+    {"table": "runtime"},
+)
+#: Verbs of the store that take a place, with what else they must be told.
+OF_PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Store.Read", {"key": "", "prefix": True}),
+    ("Store.Query", {}),
+    ("Store.List", {}),
+    ("Store.Write", {"key": "micro/mine", "value": "x"}),
+    ("Store.Delete", {"key": "micro/admin"}),
+    ("Store.Watch", {}),
+)
+OF_TOPICS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Events.Read", {}),
+    ("Events.Replay", {}),
+    ("Events.Consume", {"group": "g"}),
+    ("Events.Fetch", {"group": "g"}),
+    ("Events.Groups", {}),
+    ("Events.Dead", {"group": "g"}),
+    ("Events.Requeue", {"group": "g"}),
+    ("Events.Discard", {"group": "g"}),
+    ("Events.DeleteGroup", {"group": "g"}),
+)
+WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Events.Publish", {"payload": "forged"}),
+    ("Events.Retain", {"ttl": 1}),
+    ("Events.Delete", {}),
+)
+
+
+class Asked:
+    def __init__(self, at: Guarded, token: str) -> None:
+        self._at, self._head = at, {"authorization": f"Bearer {token}"}
+
+    async def __call__(
+        self, endpoint: str, request: dict[str, Any], service: str = "store"
+    ) -> tuple[int, Any]:
+        """The code and the answer: of what streams, that it was let in (0)."""
+        verb = next(
+            verb
+            for verb in self._at.verbs()
+            if (verb.service, verb.endpoint) == (service, endpoint)
+        )
+        body = json.dumps(request).encode()
+        code, text = await self._at.code("http", verb, self._head, body, within=0.3)
+        try:
+            return code, json.loads(text)
+        except ValueError:
+            return code, text
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def at() -> AsyncIterator[Guarded]:
     async with guarded() as found:
+        # Who makes an account has the platform write down that he did.
+        await found.authority.login("somebody", "acme")
         yield found
 
 
-async def who(at: Guarded, name: str, verb: Verb) -> tuple[str, dict[str, str]]:
-    """The way in of somebody, and what he says."""
-    authority = at.authority
-    if name == "replica":
-        holder = Holder(authority.issuer.identity("own-1", "micro"))
-        return "frames", dict(holder.passes.itself("micro", verb.service))
-    space, _, scope = name.partition("/")
-    known = _known.setdefault(id(at), {})
-    if name not in known:
-        scopes = (scope,) if scope else ()
-        known[name] = (await authority.login(f"own-{scope}", space, scopes=scopes)).access
-    return "http", {"authorization": f"Bearer {known[name]}"}
+async def asked(at: Guarded, id: str, namespace: str = "micro", *scopes: str) -> Asked:
+    return Asked(at, (await at.authority.login(id, namespace, scopes=scopes)).access)
 
 
-#: The tokens of accounts that are made once per platform.
-_known: dict[int, dict[str, str]] = {}
+@pytest.mark.parametrize("number", range(len(PLACES)))
+async def test_a_service_of_the_same_namespace_does_not_touch_it(at: Guarded, number: int) -> None:
+    place = PLACES[number]
+    service = await asked(at, f"service-{number}", "micro", "service")
+    for endpoint, request in OF_PLACES:
+        code, said = await service(endpoint, {**request, **place})
+        assert code == 403, (endpoint, said)
+        assert "the platform's own" in said["detail"]
+    operations = [{"kind": "put", "key": "a", "value": "x", "table": place.get("table", "t")}]
+    request = {"operations": operations, "database": place.get("database", "micro")}
+    code, said = await service("Store.Transaction", request)
+    assert code == 403, said
+    if "database" in place:
+        code, said = await service("Store.Tables", {"database": place["database"]})
+        assert code == 403, said
 
 
-async def said(at: Guarded, name: str, service: str, endpoint: str, request: Any) -> int:
-    verb = Verb(service=service, endpoint=endpoint)
-    way, head = await who(at, name, verb)
-    code, _ = await at.code(way, verb, head, json.dumps(request).encode(), within=2.0)
-    return code
+async def test_nor_is_it_shown_to_it(at: Guarded) -> None:
+    operator = await asked(at, "shows", "micro", "admin")
+    service = await asked(at, "is-shown", "micro", "service")
+    await operator("Store.Write", {"key": "a", "value": "b", "database": "auth", "table": "mine"})
+    await operator("Store.Write", {"key": "a", "value": "b", "table": "runtime"})
+    await operator("Store.Write", {"key": "a", "value": "b", "table": "open"})
+    _, shown = await operator("Store.Databases", {})
+    assert "auth" in shown["databases"]
+    _, shown = await service("Store.Databases", {})
+    assert "micro" in shown["databases"]
+    assert "auth" not in shown["databases"]
+    _, shown = await operator("Store.Tables", {})
+    assert {"open", "runtime"} <= set(shown["tables"])
+    _, shown = await service("Store.Tables", {})
+    assert "open" in shown["tables"]
+    assert "runtime" not in shown["tables"]
 
 
-PLACES = (
-    {"database": "auth", "table": "accounts"},
-    {"database": "config", "table": "acme"},
-    {"table": "runtime"},
-)
-#: Verbs of the store that are about a place.
-STORE: dict[str, dict[str, Any]] = {
-    "Read": {"key": "acme/boss"},
-    "Query": {},
-    "Write": {"key": "micro/me", "value": "{}"},
-    "Delete": {"key": "acme/boss"},
-    "List": {},
-    "Watch": {"revision": 0},
-}
+async def test_sources_of_workloads(at: Guarded) -> None:
+    own, mine = f"{PREFIX}0123/acme", "mine"
+    for key in (own, mine):
+        await at.here.store.write_blob(key, _pieces())
+    service = await asked(at, "of-blobs", "micro", "service")
+    for endpoint in ("BlobStore.Read", "BlobStore.Delete", "BlobStore.Write"):
+        code, _ = await service(endpoint, {"key": own})
+        assert code == 403, endpoint
+    code, _ = await service("BlobStore.List", {"prefix": PREFIX})
+    assert code == 403
+    _, shown = await service("BlobStore.List", {})
+    assert [blob["key"] for blob in shown["blobs"]] == [mine]
+    operator = await asked(at, "all-blobs", "micro", "admin")
+    _, shown = await operator("BlobStore.List", {})
+    assert {blob["key"] for blob in shown["blobs"]} == {own, mine}
 
 
-@pytest.mark.parametrize("name", ["replica", "micro/service", "micro/store-keeper", "acme/admin"])
-async def test_the_platforms_records_are_its_own(at: Guarded, name: str) -> None:
-    """An account of ``micro`` with the scope of a service had all accounts, and could make itself
-    one that administers."""
-    if name == "micro/store-keeper":
-        rule = Rule(id="keeper", scope="store-keeper", resource=Resource(name="store"),
-                    priority=600)  # fmt: skip
-        await at.authority.auth.create_rule(rule, by=ITSELF)
-        await eventually(lambda: _allowed(at))
-    for verb, request in STORE.items():
-        for place in PLACES:
-            code = await said(at, name, "store", f"Store.{verb}", {**request, **place})
-            assert code == 403, (verb, place)
+async def _pieces() -> AsyncIterator[bytes]:
+    yield b"source"
+
+
+async def test_another_namespace_has_such_names_for_itself(at: Guarded) -> None:
+    tenant = await asked(at, "tenant", "acme", "admin")
     for place in PLACES:
-        database, table = place.get("database", "micro"), place["table"]
-        operation = {"kind": "put", "key": "x", "value": "x", "table": table}
-        request = {"operations": [{**operation, "table": "mine"}, operation], "database": database}
-        assert await said(at, name, "store", "Store.Transaction", request) == 403
-    for database in ("auth", "config"):
-        assert await said(at, name, "store", "Store.Tables", {"database": database}) == 403
-    for verb in ("BlobStore.Read", "BlobStore.Write", "BlobStore.Delete"):
-        key = {"key": f"source/{'0' * 64}/acme"}
-        assert await said(at, name, "store", verb, key) == 403, verb
-    assert await said(at, name, "store", "BlobStore.List", {"prefix": "source/"}) == 403
-    # Its own goes on as before.
-    assert await said(at, name, "store", "Store.Write", {"key": "mine", "value": "x"}) == 200
-    assert await said(at, name, "store", "BlobStore.List", {}) == 200
+        code, said = await tenant("Store.Write", {"key": "k", "value": "v", **place})
+        assert code == 200, said
+        code, said = await tenant("Store.Read", {"key": "k", **place})
+        assert said["records"][0]["value"] == "v"
+    _, shown = await tenant("Store.Databases", {})
+    assert set(shown["databases"]) == {"auth", "config", "micro"}
 
 
-def _allowed(at: Guarded) -> bool:
-    assert at.here.trust is not None
-    rules = at.here.trust.guard._rules.get("micro")
-    return rules is not None and any(rule.id == "keeper" for rule in rules.ordered)
+async def test_what_was_done_is_for_who_administers_to_read(at: Guarded) -> None:
+    admin = await asked(at, "reads-audit", "acme", "admin")
+    user = await asked(at, "reads-nothing", "acme")
+    # The entries are published by auth's actor, which is not of this platform.
+    await RemoteEvents(at.network).publish(AUDIT, b"{}", namespace="acme")
+    for endpoint, request in OF_TOPICS:
+        code, said = await user(endpoint, {**request, "topic": AUDIT}, "events")
+        assert code == 403, (endpoint, said)
+    code, said = await admin("Events.Read", {"topic": AUDIT}, "events")
+    assert (code, len(said["events"])) == (200, 1)
 
 
-async def test_a_list_of_blobs_has_none_of_the_platforms(at: Guarded) -> None:
-    async def one() -> AsyncIterator[bytes]:
-        yield b"x"
-
-    await at.here.store.write_blob("source/0/acme", one())
-    await at.here.store.write_blob("sound", one())
-    verb = Verb(service="store", endpoint="BlobStore.List")
-    way, head = await who(at, "micro/service", verb)
-    code, text = await at.code(way, verb, head, b'{"prefix": "so"}')
-    assert (code, [blob["key"] for blob in json.loads(text)["blobs"]]) == (200, ["sound"])
-
-
-async def test_variables_of_a_workload_are_not_told_to_everybody(
-    at: Guarded, tmp_path: Path
-) -> None:
-    """What runs is there for any account to see; what it is given may be secret."""
-    store = at.here.store
-    archives = Archives(store, tmp_path, namespace="micro", limit=2**20)
-    driver = ProcessDriver(tmp_path, environ={}, known=lambda _space, _id: False)
-    async with Reconciler(store, {"process": driver}, tmp_path, archives=archives) as runtime:
-        await at.here.keep("runtime", runtimes.endpoints(runtime))
-        workload = Workload(name="w", command=("sleep", "1"), driver="process", replicas=0,
-                            env={"PASSWORD": "hush"})  # fmt: skip
-        for space in ("micro", "acme"):
-            await runtime.create(replace(workload, namespace=space))
-        verb = Verb(service="runtime", endpoint="Runtime.Read")
-        await eventually(lambda: at.network.table.known("micro", "runtime"))
-        for name, env in (
-            ("micro/", {"PASSWORD": ""}), ("acme/", {"PASSWORD": ""}),
-            ("acme/admin", {"PASSWORD": "hush"}), ("micro/admin", {"PASSWORD": "hush"}),
-            ("replica", {"PASSWORD": "hush"}),
-        ):  # fmt: skip
-            way, head = await who(at, name, verb)
-            code, text = await at.code(way, verb, head)
-            assert code == 200, text
-            if way == "http":
-                assert json.loads(text)[0]["workload"]["env"] == env, name
-            else:
-                assert "hush" in text
-        # Who is let in from elsewhere is told no more than that it runs.
-        await at.authority.auth.create_rule(
-            Rule(id="guests", scope="+", priority=600), namespace="acme", by=ITSELF
-        )
-        way, head = await who(at, "other/admin", verb)
-        head["micro-namespace"] = "acme"
-        await eventually(lambda: _lets_in(at))
-        code, text = await at.code(way, verb, head)
-        assert (code, json.loads(text)[0]["workload"]["env"]) == (200, {"PASSWORD": ""})
-        read = Verb(service="events", endpoint="Events.Read")
-        code, _ = await at.code(way, read, head, json.dumps(AUDIT).encode())
-        assert code == 403
-        await at.authority.auth.delete_rule("guests", namespace="acme", by=ITSELF)
-        await at.here.hosts["runtime"].close()
+async def test_nobody_forges_or_removes_what_was_done(at: Guarded) -> None:
+    admin = await asked(at, "forger", "other", "admin")
+    written = RemoteEvents(at.network)  # as the platform
+    await written.publish(AUDIT, b"true", namespace="other")
+    for endpoint, request in WRITES:
+        code, said = await admin(endpoint, {**request, "topic": AUDIT}, "events")
+        assert code == 403, (endpoint, said)
+    kept = await written.read(AUDIT, namespace="other")
+    assert [event.payload for event in kept] == [b"true"]
+    operator = await asked(at, "operates", "micro", "admin")
+    await written.publish(AUDIT, b"true")
+    code, said = await operator("Events.Retain", {"topic": AUDIT, "ttl": 3600}, "events")
+    assert code == 200, said
 
 
-def _lets_in(at: Guarded) -> bool:
-    assert at.here.trust is not None
-    guest = Identity(id="guest", namespace="other")
-    asked = Resource(name="runtime", endpoint="Runtime.Read")
-    return at.here.trust.guard.decide(guest, asked, "acme").allowed
+async def test_every_verb_that_takes_a_place_is_looked_at() -> None:
+    def taking(face: Any, fields: set[str]) -> set[str]:
+        return {
+            endpoint.name
+            for endpoint in face.endpoints(None).published
+            if fields & _fields(endpoint.request).keys()
+        }
+
+    looked = {endpoint for endpoint, _ in (*OF_PLACES, *OF_TOPICS, *WRITES)}
+    looked |= {"Store.Transaction", "Store.Tables", "BlobStore.Read", "BlobStore.Delete"}
+    assert taking(store, {"database", "table", "key"}) <= looked
+    assert taking(events, {"topic"}) <= looked
 
 
-AUDIT = {"topic": "auth.audit"}
-
-
-async def test_what_was_done_is_said_by_auth_alone(at: Guarded) -> None:
-    """An account could say that others had done something, and take away what it had done."""
-    await at.here.client.call("events", "Events.Publish", {**AUDIT, "payload": "true"})
-    for name in ("micro/", "micro/service", "acme/", "acme/admin", "replica"):
-        for verb, more in (("Publish", {"payload": "x"}), ("Delete", {}), ("Retain", {"ttl": 1})):
-            code = await said(at, name, "events", f"Events.{verb}", {**AUDIT, **more})
-            assert code == 403, (name, verb)
-    group: dict[str, Any] = {"group": "g"}
-    for verb, more in (
-        ("Read", {}), ("Replay", {}), ("Consume", group), ("Fetch", group), ("Groups", {}),
-        ("Dead", group), ("Requeue", group), ("Discard", group), ("DeleteGroup", group),
-    ):  # fmt: skip
-        code = await said(at, "micro/", "events", f"Events.{verb}", {**AUDIT, **more})
-        assert code == 403, verb
-    for name in ("micro/service", "micro/admin", "replica"):
-        assert await said(at, name, "events", "Events.Read", AUDIT) == 200
-    assert (
-        await said(at, "micro/", "events", "Events.Publish", {"topic": "auth", "payload": "x"})
-        == 200
-    )
-
-
-async def test_what_is_kept_where() -> None:
-    """The face of the store says by name what the others keep in it."""
-    assert {accounts.DATABASE, documents.DATABASE} == face.OWN_DATABASES
-    assert {desired.TABLE} == face.OWN_TABLES
-    assert archives.PREFIX == face.OWN_BLOBS
-    assert publishing.TOPIC == events.AUDIT
-
-
-#: What is about all namespaces at once.
-WIDE = (
-    "certs:Certs.List",
-    "certs:Certs.Renew",
-    "config:Config.Rotate",
-    "authcache:AuthCache.Status",
-)
-
-
-@pytest.mark.parametrize("name", ["acme/admin", "acme/service", "micro/service", "replica"])
-async def test_what_is_of_all_is_not_of_a_tenant(at: Guarded, name: str) -> None:
-    """Who administers a tenant could have the key of the authority replaced, all secrets sealed
-    anew, and see whose certificates there are."""
-    for verb in WIDE:
-        service, _, endpoint = verb.partition(":")
-        assert await said(at, name, service, endpoint, {}) == 403, verb
-
-
-async def test_figures_of_the_door_are_not_a_tenants(at: Guarded) -> None:
-    """They name the services of all; rules of a tenant's own are no way to them."""
-    rule = Rule(id="figures", priority=10_000)
-    await at.authority.auth.create_rule(rule, namespace="acme", by=ITSELF)
-    verb = Verb(service="api", endpoint="Api.Metrics")
-    _, acme = await who(at, "acme/admin", verb)
-    _, micro = await who(at, "micro/admin", verb)
-    for head, code in (
-        ({}, 401), ({"micro-namespace": "acme"}, 401), (acme, 403), (micro, 200),
-        ({**micro, "micro-namespace": "acme"}, 200),
-    ):  # fmt: skip
-        assert (await at.http.get("/metrics", headers=head)).status_code == code, head
-
-
-@pytest.mark.parametrize(("space", "code"), [("acme", 403), ("micro", 200)])
-async def test_limits_of_others_are_lent_to_nobody(at: Guarded, space: str, code: int) -> None:
-    """A service could take away what another namespace may do, by asking for all of it."""
-    ask = {"place": {"namespace": space, "kind": "namespace"}, "limit": {"rate": 1}, "want": 1}
-    assert await said(at, "replica", "limits", "Limits.Lend", {"asks": [ask]}) == code
+def _fields(schema: Any) -> dict[str, Any]:
+    while "$ref" in schema:
+        schema = schema["$defs"][schema["$ref"].rpartition("/")[2]]
+    return dict(schema.get("properties", {}))

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 from micro_ray import AsyncClient, Service
-from micro_ray.auth import Rule
+from micro_ray.auth import Resource, Rule
 from micro_ray.sdk.authority import ITSELF
 from micro_ray.wire.broker import RemoteBroker
 from tests.fixtures.wait import eventually
@@ -51,9 +51,10 @@ AT_ONCE, FOLLOWS = 20, 0.15
 
 
 class Tenants:
-    def __init__(self, at: Guarded, acme: str, other: AsyncClient) -> None:
+    def __init__(self, at: Guarded, acme: str, theirs: str, other: AsyncClient) -> None:
         self.at = at
         self.head = {"authorization": f"Bearer {acme}"}
+        self.theirs = {"authorization": f"Bearer {theirs}"}
         self.other = other
 
     async def has(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ async def tenants() -> AsyncIterator[Tenants]:
                 await at.authority.auth.create_rule(
                     Rule(id=UNSAID, priority=-1), namespace="other", by=ITSELF
                 )
-                known = Tenants(at, acme.access, other)
+                known = Tenants(at, acme.access, theirs.access, other)
                 await eventually(lambda: at.network.table.known("other", service.name))
                 yield known
         finally:
@@ -233,3 +234,33 @@ async def test_a_message_stays_in_its_namespace(tenants: Tenants) -> None:
         await RemoteBroker(acme).publish("mine", b"mine", namespace="acme")
         message = await asyncio.wait_for(anext(aiter(messages)), 10)
         assert (message.topic, message.body) == ("mine", b"mine")
+
+
+async def test_the_pages_of_the_door_are_of_ones_own(tenants: Tenants) -> None:
+    """Its document, and its figures but for who administers the platform."""
+    http = tenants.at.http
+    theirs = tenants.theirs
+    path = f"/{UNSAID}-service/call"
+    assert (await http.post(path, headers=theirs)).json() == UNSAID
+    await http.post("/store/list", headers=tenants.head)
+    for page in ("/metrics", "/openapi.json"):
+        assert says((await http.get(page, headers=theirs)).text), page
+        for head in HEADS:
+            shown = await http.get(page, headers={**tenants.head, **head})
+            assert not says(shown.text), (page, head)
+    figures = (await http.get("/metrics", headers=tenants.head)).text
+    assert 'micro_api_requests_total{namespace="acme",service="store",code="200"}' in figures
+    assert "micro_api_in_flight" not in figures
+    # As docs/operations.md has it for Prometheus.
+    resource = Resource(name="api", endpoint="Api.Metrics")
+    rule = Rule(id="metrics", scope="metrics", resource=resource, priority=350)
+    await tenants.at.authority.auth.create_rule(rule, by=ITSELF)
+    scraper = await tenants.at.authority.login("prometheus", scopes=("metrics",))
+    head = {"authorization": f"Bearer {scraper.access}"}
+
+    async def whole() -> bool:
+        shown = await http.get("/metrics", headers=head)
+        return says(shown.text) and "micro_api_in_flight" in shown.text
+
+    await eventually(whole)
+    assert (await http.post("/store/list", headers=head)).status_code == 403

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from micro_ray.api.app import Api
-from micro_ray.api.metrics import MAX_SERVICES, Metrics
+from micro_ray.api.metrics import MAX_NAMESPACES, MAX_SERVICES, Metrics
 from micro_ray.network.network import Network
 from micro_ray.router import Delta
 from micro_ray.router.table import Table
@@ -84,16 +84,16 @@ async def test_metrics_count_services_and_codes(network: Network, probe: Any) ->
         seen = await scrape(door)
         held.cancel()
         requests = seen["micro_api_requests_total"]
-        assert requests["echo", "200"] == 3
-        assert requests["echo", "409"] == 1
-        assert (requests["streams", "200"], requests["streams", "409"]) == (1, 1)
-        assert requests["api", "404"] == 1
+        assert requests["micro", "echo", "200"] == 3
+        assert requests["micro", "echo", "409"] == 1
+        assert (requests["micro", "streams", "200"], requests["micro", "streams", "409"]) == (1, 1)
+        assert requests["micro", "api", "404"] == 1
         assert seen["micro_api_in_flight"][()] == 1
         buckets = list(seen["micro_api_request_seconds_bucket"].items())
         assert [value for _, value in buckets] == sorted(value for _, value in buckets)
-        assert buckets[-1] == (("+Inf",), seen["micro_api_request_seconds_count"][()])
-        assert seen["micro_api_request_seconds_count"][()] == 5  # what is over and no stream
-        assert 0 < seen["micro_api_request_seconds_sum"][()] < PROMPT
+        assert buckets[-1] == (("micro", "+Inf"), seen["micro_api_request_seconds_count"]["micro",])
+        assert seen["micro_api_request_seconds_count"]["micro",] == 5  # what is over and no stream
+        assert 0 < seen["micro_api_request_seconds_sum"]["micro",] < PROMPT
 
 
 async def test_metrics_tell_the_tasks_and_the_process(door: Door) -> None:
@@ -115,30 +115,54 @@ async def test_what_is_asked_in_vain_makes_no_series(network: Network) -> None:
             await door.http.get(f"/unknown-{number}/x")
             await door.http.post(f"/echo/unknown-{number}")
         requests = (await scrape(door))["micro_api_requests_total"]
-        assert set(requests) == {("api", "404")}
-        assert requests["api", "404"] == 40
+        assert set(requests) == {("micro", "api", "404")}
+        assert requests["micro", "api", "404"] == 40
 
 
 async def test_series_are_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_SERVICES + 50):
-        metrics.count(f"service-{number}", 200, 0.001)
-        metrics.count(f"service-{number}", 200, 0.001)
+        metrics.count("micro", f"service-{number}", 200, 0.001)
+        metrics.count("micro", f"service-{number}", 200, 0.001)
     text = metrics.text().decode()
     rows = [line for line in text.splitlines() if line.startswith("micro_api_requests_total{")]
     assert len(rows) == MAX_SERVICES + 1
-    assert 'service="other",code="200"} 100' in text
+    assert 'service="_other",code="200"} 100' in text
+
+
+async def test_namespaces_are_bounded_too() -> None:
+    metrics = Metrics()
+    for number in range(MAX_NAMESPACES + 50):
+        for code in (200, 404):
+            metrics.count(f"tenant-{number}", "echo", code, 0.001)
+    text = metrics.text().decode()
+    rows = [line for line in text.splitlines() if line.startswith("micro_api_requests_total{")]
+    assert len(rows) == 2 * (MAX_NAMESPACES + 1)
+    assert 'namespace="_other",service="echo",code="404"} 50' in text
+
+
+async def test_a_namespace_sees_its_own_alone() -> None:
+    metrics = Metrics()
+    metrics.count("acme", "echo", 200, 0.001)
+    metrics.count("globex", "secret", 200, 0.001)
+    shown = metrics.text("acme").decode()
+    families = {f.name: f.samples for f in text_string_to_metric_families(shown)}
+    assert families.keys() == {"micro_api_requests", "micro_api_request_seconds"}
+    for samples in families.values():
+        assert samples
+        assert {sample.labels["namespace"] for sample in samples} == {"acme"}
+    assert not any(f.samples for f in text_string_to_metric_families(metrics.text("x").decode()))
 
 
 async def test_the_bounds_of_a_bucket_belong_to_it() -> None:
     metrics = Metrics()
     for seconds in (0.001, 0.0011, 10.0, 11.0):
-        metrics.count("a", 200, seconds)
+        metrics.count("micro", "a", 200, seconds)
     text = metrics.text().decode()
-    assert 'bucket{le="0.001"} 1\n' in text
-    assert 'bucket{le="0.0025"} 2\n' in text
-    assert 'bucket{le="10.0"} 3\n' in text
-    assert 'bucket{le="+Inf"} 4\n' in text
+    assert 'bucket{namespace="micro",le="0.001"} 1\n' in text
+    assert 'bucket{namespace="micro",le="0.0025"} 2\n' in text
+    assert 'bucket{namespace="micro",le="10.0"} 3\n' in text
+    assert 'bucket{namespace="micro",le="+Inf"} 4\n' in text
 
 
 async def test_lifespan(network: Network) -> None:
@@ -167,4 +191,4 @@ async def test_a_fault_of_the_door_itself_is_an_error_like_others(
         assert "fault" in answer.json()["detail"]
         assert "ZeroDivisionError" in caplog.text
         requests = (await scrape(door))["micro_api_requests_total"]
-        assert requests["echo", "500"] == 1
+        assert requests["micro", "echo", "500"] == 1

@@ -230,7 +230,7 @@ async def test_they_count_as_under_way(network: Network) -> None:
         await eventually(lambda: door.api.metrics.in_flight == 0)
         assert await door.alive()
         text = (await door.http.get("/metrics")).text
-        assert 'micro_api_requests_total{service="echo",code="101"} 2' in text
+        assert 'micro_api_requests_total{namespace="micro",service="echo",code="101"} 2' in text
 
 
 async def test_a_slow_reader_holds_the_service_back(door: Door, probe: Probe) -> None:

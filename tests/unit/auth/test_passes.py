@@ -6,7 +6,8 @@ import jwt
 import pytest
 
 from micro_ray.auth import Identity, Key, Kind, Resource, Revocation, Rule, Update
-from micro_ray.auth.callers import WAITING, Callers, Denials
+from micro_ray.auth.callers import Callers
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import LIFE, Issuer, Passes, PrivateKey, platform
 from micro_ray.errors import BadRequest, Forbidden, Unauthorized, Unavailable
@@ -200,21 +201,6 @@ def test_before_anything_is_known_only_the_platform_is_let_in() -> None:
             callers.admit(head, STORE)
 
 
-def test_denials_are_kept_for_the_record_and_bounded() -> None:
-    at = Place()
-    with pytest.raises(Forbidden):
-        at.callers.admit(at.door.to("micro", "store", at.account()), STORE)
-    with pytest.raises(Unauthorized):
-        at.callers.admit({}, STORE)
-    first, second = at.denials.take(10)
-    assert (first.by, first.namespace, first.subject) == ("acme/jane", "acme", "store:Store.Read")
-    assert (first.allowed, second.by) == (False, "")
-    for _ in range(WAITING + 5):
-        with pytest.raises(Unauthorized):
-            at.callers.admit({}, STORE)
-    assert (len(at.denials), at.denials.dropped) == (WAITING, 5)
-
-
 def test_keys_of_the_guard_change_and_the_platforms_stays() -> None:
     at = Place()
     at.guard.apply(Update(revision=2, keys=(Key(id="k", x=PrivateKey().public, state="active"),)))
@@ -227,17 +213,3 @@ def test_what_is_no_key(text: str) -> None:
         PrivateKey(text)
     assert PrivateKey(KEY.text).public == KEY.public
     assert KEY.text not in repr(KEY)
-
-
-def test_what_cannot_be_entered_waits_again_in_its_place() -> None:
-    at = Place()
-    for name in "abcd":
-        at.denials.add(at.account(name), STORE, "acme", "no")
-    first = at.denials.take(2)
-    at.denials.put_back(first)
-    assert [entry.by for entry in at.denials.take(9)] == [f"acme/{name}" for name in "abcd"]
-    for number in range(WAITING - 1):
-        at.denials.add(at.account(str(number)), STORE, "acme", "no")
-    at.denials.put_back(first)
-    assert (len(at.denials), at.denials.dropped) == (WAITING, 1)
-    assert at.denials.take(1)[0].by == "acme/b"

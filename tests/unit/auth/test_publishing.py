@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from micro_ray.actors.auth import SELF, TOPIC, publish
-from micro_ray.auth import Audit, Rule
+from micro_ray.actors.auth import SELF, publish
+from micro_ray.auth import AUDIT, Audit, Rule
 from micro_ray.errors import BadRequest, Unavailable
 from micro_ray.events.sqlite import SqliteEvents
 from micro_ray.store.memory import MemoryStore
@@ -53,11 +53,11 @@ async def test_it_waits_for_events_and_comes_once() -> None:
                 return not await auth.audits(by=SELF)
 
             await eventually(settled, within=PROMPT)
-            found = await events.read(TOPIC, namespace="acme")
+            found = await events.read(AUDIT, namespace="acme")
             entries = [msgspec.json.decode(event.payload, type=Audit) for event in found]
             assert [entry.subject for entry in entries] == [f"r{n}" for n in range(5)]
             assert {entry.action for entry in entries} == {"rule.create"}
-            (other,) = await events.read(TOPIC, namespace="micro")
+            (other,) = await events.read(AUDIT, namespace="micro")
             assert msgspec.json.decode(other.payload, type=Audit).namespace == "no/name"
             for task in tasks:
                 task.cancel()
