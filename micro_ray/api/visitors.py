@@ -167,7 +167,8 @@ class Visitors:
                 raise Unauthorized(resource.name, f"Unauthorized stream of {what}: log in")
         except (Unauthorized, Forbidden) as error:
             if self._denials is not None:
-                self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)
+                where = self.limited_in(visitor)  # one that is only named need not exist
+                self._denials.add(visitor.identity, resource, where, error.detail)
             raise
 
     def stay(self, visitor: Visitor, resource: Resource | None) -> Stay:

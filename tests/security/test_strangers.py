@@ -131,3 +131,20 @@ async def test_nobody_holds_a_stream_at_a_door(at: Guarded, endpoint: str) -> No
     bearer = {"authorization": f"Bearer {tokens.access}"}
     for way in ("http", "grpc"):
         assert (await at.code(way, verb, bearer, within=1.0))[0] == 200, way
+
+
+async def test_what_strangers_are_refused_makes_no_namespace(at: Guarded) -> None:
+    """Each that anybody named got a topic of what was done there."""
+    for number in range(3):
+        head = {"micro-namespace": f"e{number}"}
+        assert (await at.http.post("/store/store/read", headers=head)).status_code == 401
+
+    async def entered() -> set[str]:
+        return {entry.namespace for entry in await at.authority.auth.audits(by=ITSELF)
+                if entry.action == "call" and not entry.by}  # fmt: skip
+
+    async def some() -> bool:
+        return "micro" in await entered()
+
+    await eventually(some)
+    assert not await entered() & {"e0", "e1", "e2"}
