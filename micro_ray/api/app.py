@@ -16,7 +16,7 @@ from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
 from micro_ray.api.metrics import Figures, Metrics, exposition
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
-from micro_ray.api.paths import AllPaths, Target
+from micro_ray.api.paths import AllPaths, Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.visitors import Visitor, Visitors, counted
 from micro_ray.api.websocket import serve_websocket
@@ -113,7 +113,7 @@ class Api:
                 code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                allowed = self._paths.of(self.visitors.nobody.namespace).allowed(path)
+                allowed = self._nobodys.allowed(path)
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
@@ -215,14 +215,18 @@ class Api:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
+        if self.visitors.guard is None:
+            self.origins.check_host(headers)
         visitor = self.visitors.of(headers)
-        paths = self._paths.of(visitor.namespace)
+        paths = self._paths.of(visitor.namespace, stranger=self.visitors.stranger(visitor))
         target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
-        if b"origin" in headers or b"sec-fetch-site" in headers:
+        # A cookie comes along by itself, whoever has made the browser ask.
+        cookie = visitor.identity is not None and not headers.get(b"authorization")
+        if cookie or b"origin" in headers or b"sec-fetch-site" in headers:
             reads = target.read and method == "GET" and scope["type"] == "http"
             if not reads:
-                self.origins.check(headers)
-        self.visitors.check(visitor, target.resource)
+                self.origins.check(headers, cookie=cookie)
+        self.visitors.check(visitor, target.resource, stream=bool(target.stream))
         return visitor, target
 
     def along(
@@ -242,15 +246,21 @@ class Api:
         TooManyRequests."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.limited_in(visitor)
         return self._gate.admit(space, visitor.account, target.service, target.endpoint)
 
     async def obtain(self, visitor: Visitor, target: Target) -> Admission:
         """As :meth:`limited`, after asking the limiter."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.limited_in(visitor)
         return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
+
+    @property
+    def _nobodys(self) -> Paths:
+        """The paths as nobody is told them."""
+        nobody = self.visitors.nobody
+        return self._paths.of(nobody.namespace, stranger=self.visitors.stranger(nobody))
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what of its head goes on to the service."""
@@ -301,8 +311,7 @@ class Api:
         if retry is not None:
             lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
         if isinstance(error, MethodNotAllowed):
-            paths = self._paths.of(self.visitors.nobody.namespace)
-            lines.append((b"allow", _allow(paths.allowed(scope["path"]))))
+            lines.append((b"allow", _allow(self._nobodys.allowed(scope["path"]))))
         await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
         body = b"" if scope.get("method") == "HEAD" else body
         await send({"type": f"{prefix}body", "body": body})
@@ -335,7 +344,9 @@ class Api:
             body = await self._figures(None if whole else visitor.namespace)
             media = b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
-            body = self._document(self.visitors.of(headers))
+            visitor = self.visitors.of(headers)
+            # A stranger may name any namespace: that costs a document where it has rules only.
+            body = self._document(visitor._replace(namespace=self.visitors.limited_in(visitor)))
         elif path == "/favicon.ico":
             status, body = 204, b""
         else:

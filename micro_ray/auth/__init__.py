@@ -118,6 +118,12 @@ class Identity:
         """Whether he administers his namespace."""
         return ADMIN in self.grants[1]
 
+    @property
+    def entrusted(self) -> bool:
+        """Whether what is secret in his namespace is his to know: he administers it, or runs in
+        it."""
+        return not self.grants[1].isdisjoint((ADMIN, SERVICE))
+
     @cached_property
     def platform(self) -> bool:
         """Whether it is one of the platform's own processes."""

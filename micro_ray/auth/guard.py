@@ -20,6 +20,8 @@ __all__ = ["Guard"]
 
 #: Tokens whose verification is remembered; more, and it begins anew.
 REMEMBERED = 10_000
+#: Namespaces without a rule of their own whose decisions are remembered: anybody may name any.
+PLAIN = 1000
 #: Revocations that are kept before those whose time is over are looked for.
 LITTLE = 100
 
@@ -54,6 +56,8 @@ class Guard:
         self._ready = False
         self._verified: dict[str, Identity] = {}
         self._rules: dict[str, Rules] = {}
+        #: Of namespaces that have none of their own.
+        self._plain: dict[str, Rules] = {}
         self._tokens: dict[str, float] = {}
         self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
         self._prune_at = LITTLE
@@ -128,6 +132,10 @@ class Guard:
         self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
         self._prune_at = max(LITTLE, 2 * (len(self._tokens) + len(self._accounts)))
 
+    def ruled(self, namespace: str) -> bool:
+        """Whether a namespace has rules of its own, or had."""
+        return namespace in self._rules
+
     def now(self) -> float:
         """The time by which it decides."""
         return self._clock()
@@ -171,11 +179,11 @@ class Guard:
         """Whether ``identity`` (None: nobody) may call a resource of a namespace."""
         if identity is not None and identity.everywhere:
             return _PLATFORM
-        rules = self._rules.get(namespace)
+        rules = self._rules.get(namespace) or self._plain.get(namespace)
         if rules is None:
-            if len(self._rules) >= REMEMBERED:
-                return Rules(namespace).decide(identity, resource)
-            rules = self._rules_of(namespace)
+            if len(self._plain) >= PLAIN:
+                self._plain.clear()
+            rules = self._plain[namespace] = Rules(namespace)
         return rules.decide(identity, resource)
 
     def check(

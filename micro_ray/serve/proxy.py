@@ -106,8 +106,9 @@ class Proxy(grpc.GenericRpcHandler):
                 what = f"metadata authorization over {MAX_CREDENTIALS} bytes"
                 raise HeadersTooLarge("proxy", what)
             visitor = self._visitors.of(head_of(sent))
-            target = self._paths.of(visitor.namespace).named(*names)
-            self._visitors.check(visitor, target.resource)
+            stranger = self._visitors.stranger(visitor)
+            target = self._paths.of(visitor.namespace, stranger=stranger).named(*names)
+            self._visitors.check(visitor, target.resource, stream=bool(target.stream))
         except MicroError as error:
             refused = error  # the name of an except clause ends with it
 
@@ -181,7 +182,8 @@ class Proxy(grpc.GenericRpcHandler):
         """What lets a call in. Raises TooManyRequests."""
         if self._gate is None:
             return FREE
-        call = (visitor.namespace, visitor.account, target.service, target.endpoint)
+        space = self._visitors.limited_in(visitor)
+        call = (space, visitor.account, target.service, target.endpoint)
         return self._gate.admit(*call) or await self._gate.obtain(*call)
 
     def _metadata(

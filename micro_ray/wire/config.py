@@ -176,7 +176,8 @@ class _Face:
                 yield item
 
     async def rotate(self, by: str = "") -> Rotation:
-        """Make a new key and seal all secrets with it."""
+        """Make a new key and seal all secrets with it. For the platform."""
+        current().within("*")
         return await self._config.rotate(by=_by(by))
 
 

@@ -78,7 +78,8 @@ def of_audit(topic: str, *, written: bool = False) -> None:
         return
     if written:
         raise Forbidden("events", f"topic {topic} is the platform's to write")
-    if context.identity is None or not context.identity.admin:
+    who = context.identity
+    if who is None or not who.admin or who.namespace != context.namespace:
         raise Forbidden("events", f"topic {topic} is for who administers {context.namespace}")
 
 

@@ -17,6 +17,7 @@ from micro_ray.auth.passes import Issuer, PrivateKey
 from micro_ray.context import current
 from micro_ray.errors import Forbidden, PreconditionFailed, Unauthorized
 from micro_ray.sdk.logins import Login, Logins
+from micro_ray.wire import authcache
 from micro_ray.wire.trust import Holder
 from tests.fixtures.wait import eventually
 from tests.security.guarded import Guarded, Verb, guarded
@@ -132,6 +133,34 @@ async def test_a_replica_renews_its_identity(at: Guarded) -> None:
         await eventually(lambda: holder.token != token, within=15)
         assert holder.identity.expires > time.time() + 60
         assert (holder.identity.id, holder.identity.scopes) == ("renewing-1", ("service",))
+
+
+async def test_a_replica_that_is_no_more_renews_nothing(at: Guarded) -> None:
+    """Who had its key, from a copy of its environment, could be it for ever."""
+    asked: list[tuple[str, str]] = []
+
+    async def lives(namespace: str, id: str) -> bool:
+        asked.append((namespace, id))
+        return id == "living-1"
+
+    authority, here = at.authority, at.here
+    await here.hosts["authcache"].close()
+    face = authcache.endpoints(
+        authority.cache, authority.passes("authcache"), authority.issuer, lives
+    )
+    await here.keep("authcache", face)
+    verb = Verb(service="authcache", endpoint="AuthCache.Renew")
+
+    async def there() -> bool:
+        holder = Holder(authority.issuer.identity("living-1", "acme"))
+        code, _ = await at.code("frames", verb, holder.passes.itself("micro", "authcache"))
+        return code == 200
+
+    await eventually(there)
+    holder = Holder(authority.issuer.identity("gone-1", "acme"))
+    code, said = await at.code("frames", verb, holder.passes.itself("micro", "authcache"))
+    assert (code, "runs no more" in said) == (403, True)
+    assert asked[-1] == ("acme", "gone-1")
 
 
 async def test_a_replica_may_not_register_as_a_service_of_the_platform(at: Guarded) -> None:
