@@ -10,9 +10,13 @@ from contextlib import AsyncExitStack
 from bench.measure import Sample, interleave, table
 from bench.wrk import load
 from micro_ray import Service
+from micro_ray.limits import Kind
 from micro_ray.limits.gate import Gate
+from micro_ray.limits.quota_store import QuotaStore
 from micro_ray.limits.rules import Rules, parse
 from micro_ray.sdk.testing import platform
+from micro_ray.store import Store
+from micro_ray.store.memory import MemoryStore
 from tests.fixtures.doors import child
 
 __all__ = ["run"]
@@ -67,7 +71,32 @@ async def run(*, quick: bool) -> str:
         ("namespace and service have all", ALL),
     ):
         parts.append(f"One decision where {name}: {_decision(document):.2f} us.")
+    for name, document in (
+        ("has no rate", {}),
+        ("has a rate", {"store": {"rate": 1_000_000.0, "burst": 10_000_000}}),
+    ):
+        cost = await _operation(document) - await _operation(None)
+        parts.append(f"One operation of the store more, where the namespace {name}: {cost:.2f} us.")
     return "\n\n".join(parts)
+
+
+async def _operation(document: dict[str, object] | None, count: int = 50_000) -> float:
+    """Microseconds of a read of a store in memory; None: without what counts it."""
+    store: Store = MemoryStore()
+    await store.write("k", b"v")
+    if document is not None:
+        gate = Gate(kinds=(Kind.STORE,))
+        gate.alone()
+        gate.follow("micro")
+        gate.rule("micro", Rules(parse(document), 1))
+        store = QuotaStore(store, gate)
+    best = 1.0
+    for _ in range(5):
+        begun = time.perf_counter()
+        for _ in range(count):
+            await store.read("k")
+        best = min(best, (time.perf_counter() - begun) / count)
+    return best * 1e6
 
 
 def _decision(document: dict[str, object], count: int = 200_000) -> float:

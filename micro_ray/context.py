@@ -71,6 +71,15 @@ class Context:
             return None
         return "" if self.identity is None else str(self.identity.namespace)
 
+    @property
+    def entrusted(self) -> bool:
+        """Whether what is secret in the namespace of the call is the caller's to know: he acts in
+        every namespace, administers this one, or runs in it."""
+        if self.whose is None:
+            return True
+        who = self.identity
+        return who is not None and who.namespace == self.namespace and bool(who.entrusted)
+
     def within(self, namespace: str) -> str:
         """The namespace that a verb is about: the one that is asked for, or that of the call.
         ``*`` is every one. Raises Forbidden where the caller may not be."""

@@ -15,6 +15,7 @@ from micro_ray.auth.passes import Issuer
 from micro_ray.wire import authcache as face
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.guarding import Credential, Line, members
+from micro_ray.wire.runtime import lives
 from micro_ray.wire.schema import MSGPACK
 
 __all__ = ["AuthCacheActor"]
@@ -41,7 +42,7 @@ class AuthCacheActor(Member):
         if self.passes is not None:
             auth = settings.auth
             issuer = Issuer(self.passes.key, auth.issuer, auth.audience, auth.process_ttl)
-        return face.endpoints(self.backend, self.passes, issuer)
+        return face.endpoints(self.backend, self.passes, issuer, lives(self._network))
 
     def credential(self) -> Credential | None:
         """Who the cache is to auth."""

@@ -8,6 +8,8 @@ from micro_ray.actors.backends import open_broker
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import streamed
 from micro_ray.broker import Message
+from micro_ray.limits import Kind
+from micro_ray.limits.metered_broker import MeteredBroker
 from micro_ray.wire import broker as face
 from micro_ray.wire.endpoints import Endpoints
 
@@ -20,7 +22,9 @@ class BrokerActor(Member):
     service = "broker"
 
     async def open(self) -> Endpoints:
-        self.backend = await self._stack.enter_async_context(open_broker(self.settings))
+        broker = await self._stack.enter_async_context(open_broker(self.settings))
+        gate = await self.gate(Kind.BROKER, self.settings.pools.broker)
+        self.backend = MeteredBroker(broker, gate)
         return face.endpoints(self.backend)
 
     async def publish(

@@ -8,7 +8,9 @@ from typing import Any
 from micro_ray.actors.backends import open_events
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import streamed
-from micro_ray.events import DeadLetter, Delivery, Event, Group, Published, Topic
+from micro_ray.events import DeadLetter, Delivery, Event, Group, Published, Topic, Usage
+from micro_ray.limits import Kind
+from micro_ray.limits.quota_events import QuotaEvents
 from micro_ray.wire import events as face
 from micro_ray.wire.endpoints import Endpoints
 
@@ -21,7 +23,9 @@ class EventsActor(Member):
     service = "events"
 
     async def open(self) -> Endpoints:
-        self.backend = await self._stack.enter_async_context(open_events(self.settings))
+        events = await self._stack.enter_async_context(open_events(self.settings))
+        gate = await self.gate(Kind.EVENTS, self.settings.pools.events)
+        self.backend = await self._stack.enter_async_context(QuotaEvents(events, gate))
         return face.endpoints(self.backend)
 
     async def publish(self, topic: str, payload: bytes, **options: Any) -> Published:
@@ -55,6 +59,9 @@ class EventsActor(Member):
 
     async def topics(self, **options: Any) -> list[Topic]:
         return await self.backend.topics(**options)
+
+    async def usage(self, **options: Any) -> Usage:
+        return await self.backend.usage(**options)
 
     async def retain(self, topic: str, **options: Any) -> Topic:
         return await self.backend.retain(topic, **options)

@@ -28,12 +28,15 @@ from micro_ray.actors.asking import asking
 from micro_ray.actors.identity import identified
 from micro_ray.auth.passes import Passes, PrivateKey, platform
 from micro_ray.finding import Examined
+from micro_ray.limits import Kind
+from micro_ray.limits.gate import Gate
 from micro_ray.network import Credentials, Dialer
 from micro_ray.network.network import Network
 from micro_ray.router.table import Table
 from micro_ray.settings import Bootstrap, Settings, bootstrap, here
 from micro_ray.wire.dialer import WireDialer
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.gate import Supply
 from micro_ray.wire.host import Host
 from micro_ray.wire.identity import Secured
 from micro_ray.wire.protocol import Limits
@@ -146,6 +149,14 @@ class Member:
         network = Network(table, dialer, host=self.settings.host, settings=self.settings.network)
         self._stack.push_async_callback(network.close)
         return network, table
+
+    async def gate(self, kind: Kind, members: int) -> Gate:
+        """What knows how much namespaces may keep here, and counts with all ``members`` what they
+        do, closed with this member."""
+        network, _ = await self.network()
+        gate = Gate(kinds=(kind,), doors=members)
+        await self._stack.enter_async_context(Supply(gate, network, own=self.settings.namespace))
+        return gate
 
     def _host(self, endpoints: Endpoints) -> Host:
         return Host(

@@ -8,12 +8,11 @@ from typing import Any
 from micro_ray.actors.backends import open_store
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
-from micro_ray.limits.gate import Gate
+from micro_ray.limits import Kind
 from micro_ray.limits.quota_store import QuotaStore
 from micro_ray.store import Blob, Change, Operation, Record, Usage
 from micro_ray.wire import store as face
 from micro_ray.wire.endpoints import Endpoints
-from micro_ray.wire.gate import Supply
 from micro_ray.wire.own import Own
 
 __all__ = ["StoreActor"]
@@ -26,9 +25,7 @@ class StoreActor(Member):
 
     async def open(self) -> Endpoints:
         store = await self._stack.enter_async_context(open_store(self.settings))
-        network, _ = await self.network()
-        gate = Gate(kinds=())
-        await self._stack.enter_async_context(Supply(gate, network, own=self.settings.namespace))
+        gate = await self.gate(Kind.STORE, self.settings.pools.store)
         self.backend = await self._stack.enter_async_context(QuotaStore(store, gate))
         return face.endpoints(self.backend, Own(self.settings.namespace))
 

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
 from micro_ray.api.body import JSON, MSGPACK, OCTETS, ClientGone, build, field_metadata, read_body
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
-from micro_ray.api.metrics import Metrics
+from micro_ray.api.metrics import Figures, Metrics, exposition
 from micro_ray.api.openapi import document
 from micro_ray.api.origins import Origins
-from micro_ray.api.paths import AllPaths, Target
+from micro_ray.api.paths import AllPaths, Paths, Target
 from micro_ray.api.streams import serve_stream
 from micro_ray.api.visitors import Visitor, Visitors, counted
 from micro_ray.api.websocket import serve_websocket
@@ -62,7 +62,8 @@ async def lifespan(receive: Receive, send: Send) -> None:
 
 
 class Api:
-    """The ASGI application. ``ready()`` says whether a route table has come. One per replica."""
+    """The ASGI application. ``ready()`` says whether a route table has come, ``others()`` gives the
+    figures of the gRPC door. One per replica."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Api:
         gate: Gate | None = None,
         pressure: Pressure | None = None,
         visitors: Visitors | None = None,
+        others: Callable[[], Awaitable[Sequence[Figures]]] | None = None,
         version: str = "0.1.0",
     ) -> None:
         self.network = network
@@ -86,6 +88,7 @@ class Api:
         self._pressure = pressure or Pressure(1.0)
         self._table = table
         self._ready = ready
+        self._others = others
         self._version = version
         self._openapi: dict[Any, bytes] = {}
 
@@ -110,7 +113,7 @@ class Api:
                 code = await self._own(path, method, headers, request_id, send)
                 return
             if method == "OPTIONS":
-                allowed = self._paths.of(self.visitors.nobody.namespace).allowed(path)
+                allowed = self._nobodys.allowed(path)
                 await self._options(allowed, headers, request_id, send)
                 return
             visitor, target = self.admit(scope, "GET" if method == "HEAD" else method, headers)
@@ -121,9 +124,10 @@ class Api:
             self.metrics.in_flight += 1
             try:
                 if stream:
-                    code = await serve_stream(
-                        self, scope, receive, send, target, headers, metadata, request_id
-                    )
+                    with self.visitors.stay(visitor, target.resource) as stay:
+                        code = await serve_stream(
+                            self, scope, receive, send, target, headers, metadata, request_id, stay
+                        )
                 else:
                     await self._unary(scope, receive, send, target, headers, metadata, request_id)
             finally:
@@ -211,14 +215,18 @@ class Api:
             raise make(431, "api", f"over {MAX_HEADERS} headers")
         if len(headers.get(b"authorization", b"")) > MAX_CREDENTIALS:
             raise make(431, "api", f"header authorization over {MAX_CREDENTIALS} bytes")
+        if self.visitors.guard is None:
+            self.origins.check_host(headers)
         visitor = self.visitors.of(headers)
-        paths = self._paths.of(visitor.namespace)
+        paths = self._paths.of(visitor.namespace, stranger=self.visitors.stranger(visitor))
         target = paths.resolve(method, scope["path"], scope.get("raw_path") or b"")
-        if b"origin" in headers or b"sec-fetch-site" in headers:
+        # A cookie comes along by itself, whoever has made the browser ask.
+        cookie = visitor.identity is not None and not headers.get(b"authorization")
+        if cookie or b"origin" in headers or b"sec-fetch-site" in headers:
             reads = target.read and method == "GET" and scope["type"] == "http"
             if not reads:
-                self.origins.check(headers)
-        self.visitors.check(visitor, target.resource)
+                self.origins.check(headers, cookie=cookie)
+        self.visitors.check(visitor, target.resource, stream=bool(target.stream))
         return visitor, target
 
     def along(
@@ -238,15 +246,21 @@ class Api:
         TooManyRequests."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.limited_in(visitor)
         return self._gate.admit(space, visitor.account, target.service, target.endpoint)
 
     async def obtain(self, visitor: Visitor, target: Target) -> Admission:
         """As :meth:`limited`, after asking the limiter."""
         if self._gate is None:
             return FREE
-        space = visitor.namespace
+        space = self.visitors.limited_in(visitor)
         return await self._gate.obtain(space, visitor.account, target.service, target.endpoint)
+
+    @property
+    def _nobodys(self) -> Paths:
+        """The paths as nobody is told them."""
+        nobody = self.visitors.nobody
+        return self._paths.of(nobody.namespace, stranger=self.visitors.stranger(nobody))
 
     def metadata(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, dict[str, str]]:
         """The request's id and what of its head goes on to the service."""
@@ -297,8 +311,7 @@ class Api:
         if retry is not None:
             lines.append((b"retry-after", b"%d" % math.ceil(min(max(1, retry), MAX_RETRY))))
         if isinstance(error, MethodNotAllowed):
-            paths = self._paths.of(self.visitors.nobody.namespace)
-            lines.append((b"allow", _allow(paths.allowed(scope["path"]))))
+            lines.append((b"allow", _allow(self._nobodys.allowed(scope["path"]))))
         await send({"type": f"{prefix}start", "status": error.code, "headers": lines})
         body = b"" if scope.get("method") == "HEAD" else body
         await send({"type": f"{prefix}body", "body": body})
@@ -328,10 +341,12 @@ class Api:
             visitor = self.visitors.of(headers)
             self.visitors.check(visitor, METRICS)
             whole = self.visitors.guard is None or visitor.namespace == DEFAULT
-            body = self.metrics.text(None if whole else visitor.namespace)
+            body = await self._figures(None if whole else visitor.namespace)
             media = b"text/plain; version=0.0.4; charset=utf-8"
         elif path == "/openapi.json":
-            body = self._document(self.visitors.of(headers))
+            visitor = self.visitors.of(headers)
+            # A stranger may name any namespace: that costs a document where it has rules only.
+            body = self._document(visitor._replace(namespace=self.visitors.limited_in(visitor)))
         elif path == "/favicon.ico":
             status, body = 204, b""
         else:
@@ -342,6 +357,13 @@ class Api:
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         return status
+
+    async def _figures(self, namespace: str | None) -> bytes:
+        """Its own, and those of the other door."""
+        text = self.metrics.text(namespace)
+        if self._others is None:
+            return text
+        return text + exposition("proxy", await self._others(), namespace)
 
     def _document(self, visitor: Visitor) -> bytes:
         """What the visitor may call; the same for all who may the same."""

@@ -14,11 +14,11 @@ Names match without regard to case, dashes and underscores. The handler of a ser
 dots is its last part or all of it: ``/v1/foo/bar`` finds ``Foo.Bar`` and ``V1Foo.Bar``.
 
 An endpoint may bind paths of its own by its metadata ``path`` (a comma list of templates, see
-``templates.py``) and ``method`` (a comma list; none: any). These win over the rule above, the most
-specific first: more literal segments, then fewer ``**``, then service and endpoint by name. A
-template without a literal segment (``/**``, ``/{code}``) is taken only where the rule finds
-nothing, so that no service takes the paths of all others. A path whose templates are all for other
-methods goes by the rule too.
+``templates.py``) and ``method`` (a comma list; none: any). These win over the rule above, but for
+what it says of the platform's own services, the most specific first: more literal segments, then
+fewer ``**``, then service and endpoint by name. A template without a literal segment (``/**``,
+``/{code}``) is taken only where the rule finds nothing, so that no service takes the paths of all
+others. A path whose templates are all for other methods goes by the rule too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from micro_ray.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from micro_ray.registry import MAX_NAME, Endpoint
 from micro_ray.router import Entry
 from micro_ray.router.table import Table
+from micro_ray.settings import PLATFORM
 
 __all__ = ["METHODS", "AllPaths", "Paths", "Target", "idempotent_of", "methods_of", "templates_of"]
 
@@ -48,6 +49,8 @@ CACHED_PATH = 256
 
 #: Namespaces whose paths are remembered.
 NAMESPACES = 1000
+#: The same for strangers, who may name any: namespaces, and paths of each.
+STRANGERS, STRANGE = 100, 1000
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _VERSION = re.compile(r"v[0-9]+")
@@ -118,11 +121,14 @@ def idempotent_of(endpoint: Endpoint) -> bool | None:
 
 
 class Paths:
-    """Resolves paths against a table; what it remembers goes with each change of the table."""
+    """Resolves paths against a table; what it remembers goes with each change of the table. To a
+    ``stranger`` it names nothing that he has not named."""
 
-    def __init__(self, table: Table, namespace: str) -> None:
+    def __init__(self, table: Table, namespace: str, *, stranger: bool = False) -> None:
         self._table = table
         self._namespace = namespace
+        self._stranger = stranger
+        self._most = STRANGE if stranger else CACHE
         self._version = -1
         self._cache: dict[tuple[str, str], Target] = {}
         self._first: list[_Bound] = []
@@ -141,7 +147,7 @@ class Paths:
         target = self._find(method, path)
         # What has a '%' is looked at again: another spelling of the same path may be a bad one.
         if len(path) <= CACHED_PATH and "%" not in path:
-            if len(self._cache) >= CACHE:
+            if len(self._cache) >= self._most:
                 self._cache.clear()
             self._cache[method, path] = target
         return target
@@ -155,9 +161,9 @@ class Paths:
         asked = ("", f"{service}.{handler}/{name}")  # no path of HTTP has a blank method
         found = self._cache.get(asked)
         if found is None:
-            found = _of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
+            found = self._of(self._entry(service), handler, name, {fold(f"{handler}.{name}")})
             if len(asked[1]) <= CACHED_PATH:
-                if len(self._cache) >= CACHE:
+                if len(self._cache) >= self._most:
                     self._cache.clear()
                 self._cache[asked] = found
         return found
@@ -203,7 +209,7 @@ class Paths:
         others: list[str] = []
         target = _by_template(self._first, method, path, others)
         if target is not None:
-            return target
+            return (self._platforms(path) if method in METHODS else None) or target
         try:
             return self._by_rule(method, path)
         except (NotFound, MethodNotAllowed) as error:
@@ -215,25 +221,27 @@ class Paths:
                 raise MethodNotAllowed("api", f"{method} is not for {path}; use {use}") from None
             raise
 
+    def _platforms(self, path: str) -> Target | None:
+        """What a path is by the rule of a service of the platform: no other service takes it, or it
+        would be told what is said to that one, secrets among it."""
+        parts = [part for part in path.split("/") if part]
+        if not parts or fold(parts[0]) not in PLATFORM:
+            return None
+        service, _, _, wanted = _asked(parts)
+        entry = self._table.entry(self._namespace, service)
+        if entry is None or entry.service.lower() not in PLATFORM:
+            return None
+        found = (e for e in entry.endpoints if fold(e.name) in wanted)
+        return next((_target(entry, endpoint) for endpoint in found), None)
+
     def _by_rule(self, method: str, path: str) -> Target:
         if method not in METHODS:
             raise MethodNotAllowed("api", method)
         parts = [part for part in path.split("/") if part]
         if not parts:
             raise NotFound("api", "no service is named; /openapi.json lists what there is")
-        if len(parts) > 1 and _VERSION.fullmatch(parts[0].lower()):
-            parts = [f"{parts[0]}.{parts[1]}", *parts[2:]]
-        handler, name = "", parts[-1] if len(parts) > 1 else "call"
-        if len(parts) > 2:
-            service, handler = ".".join(parts[:-2]), parts[-2]
-        else:
-            service = parts[0]
-        entry = self._entry(service)
-        wanted = {fold(f"{handler}.{name}")}
-        if not handler:
-            handler = service.rpartition(".")[2]
-            wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
-        return _of(entry, handler, name, wanted)
+        service, handler, name, wanted = _asked(parts)
+        return self._of(self._entry(service), handler, name, wanted)
 
     def _entry(self, service: str) -> Entry:
         table, namespace = self._table, self._namespace
@@ -244,9 +252,27 @@ class Paths:
             return entry
         if not table.version:
             raise Unavailable("api", "no route table yet: no router has answered", 1.0)
+        if self._stranger:
+            raise _nothing()
         near = table.near(namespace, service) if len(service) <= MAX_NAME else []
         hint = f"; did you mean {', '.join(f'/{n}' for n in near)}?" if near else ""
         raise NotFound("api", f"no service {service!r}{hint}")
+
+    def _of(self, entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
+        """The endpoint of an entry whose folded name is wanted. Raises NotFound saying what is
+        near."""
+        for endpoint in entry.endpoints:
+            if fold(endpoint.name) in wanted:
+                return _target(entry, endpoint)
+        if self._stranger:
+            raise _nothing()
+        names = [endpoint.name for endpoint in entry.endpoints]
+        near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
+        raise NotFound(
+            "api",
+            f"no endpoint {handler}.{name} in {entry.service}; "
+            f"there is {', '.join(near or names[:8]) or 'none'}",
+        )
 
 
 class AllPaths:
@@ -255,28 +281,36 @@ class AllPaths:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._known: dict[str, Paths] = {}
+        self._strange: dict[str, Paths] = {}
 
-    def of(self, namespace: str) -> Paths:
-        paths = self._known.get(namespace)
+    def of(self, namespace: str, *, stranger: bool = False) -> Paths:
+        """As they are told to who is of the namespace, or to a ``stranger``."""
+        known, most = (self._strange, STRANGERS) if stranger else (self._known, NAMESPACES)
+        paths = known.get(namespace)
         if paths is None:
-            if len(self._known) >= NAMESPACES:
-                self._known.clear()
-            paths = self._known[namespace] = Paths(self._table, namespace)
+            if len(known) >= most:
+                known.clear()
+            paths = known[namespace] = Paths(self._table, namespace, stranger=stranger)
         return paths
 
 
-def _of(entry: Entry, handler: str, name: str, wanted: set[str]) -> Target:
-    """The endpoint of an entry whose folded name is wanted. Raises NotFound saying what is near."""
-    for endpoint in entry.endpoints:
-        if fold(endpoint.name) in wanted:
-            return _target(entry, endpoint)
-    names = [endpoint.name for endpoint in entry.endpoints]
-    near = difflib.get_close_matches(f"{handler}.{name}"[:MAX_NAME], names, n=3, cutoff=0.4)
-    raise NotFound(
-        "api",
-        f"no endpoint {handler}.{name} in {entry.service}; "
-        f"there is {', '.join(near or names[:8]) or 'none'}",
-    )
+def _asked(parts: list[str]) -> tuple[str, str, str, set[str]]:
+    """The service, handler and name that a path is by the rule, and the folded names of endpoints
+    that are meant."""
+    if len(parts) > 1 and _VERSION.fullmatch(parts[0].lower()):
+        parts = [f"{parts[0]}.{parts[1]}", *parts[2:]]
+    name = parts[-1] if len(parts) > 1 else "call"
+    if len(parts) > 2:
+        handler = parts[-2]
+        return ".".join(parts[:-2]), handler, name, {fold(f"{handler}.{name}")}
+    service = parts[0]
+    handler = service.rpartition(".")[2]
+    wanted = {fold(f"{handler}.{name}"), fold(f"{service.replace('.', '')}.{name}")}
+    return service, handler, name, wanted
+
+
+def _nothing() -> NotFound:
+    return NotFound("api", "there is nothing of this name that you may call")
 
 
 def _order(row: _Bound) -> tuple[int, int, str, str]:

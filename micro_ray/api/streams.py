@@ -29,6 +29,7 @@ from micro_ray.api.body import (
     read_body,
 )
 from micro_ray.api.paths import Target
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import BadRequest, InternalError, MicroError, TooLarge, UnsupportedMedia
 from micro_ray.network import Stream
 
@@ -62,8 +63,10 @@ async def serve_stream(
     headers: Mapping[bytes, bytes],
     metadata: dict[str, str],
     request_id: bytes,
+    stay: Stay,
 ) -> int:
-    """Serve one streaming call; the client's leaving cancels it. Gives the code to count."""
+    """Serve one streaming call; the client's leaving cancels it, and it ends when his ``stay`` is
+    over. Gives the code to count."""
     if scope["http_version"] == "1.0":
         raise BadRequest("api", f"{target.endpoint} streams, which takes HTTP/1.1")
     query, method = scope["query_string"], scope["method"]
@@ -94,7 +97,7 @@ async def serve_stream(
     more = _messages(receive, target, api.settings.max_body) if takes_stream else None
     async with stream:
         feed = _feed(stream, receive, first, more)
-        return await _both_ways(stream, answer, feed, client_gone(scope))
+        return await _both_ways(stream, answer, feed, client_gone(scope), stay.ended())
 
 
 def _content(target: Target, headers: Mapping[bytes, bytes]) -> str:
@@ -122,6 +125,7 @@ async def _both_ways(stream: Stream, answer: _Answer, *others: Coroutine[Any, An
         raise
     except Exception as raised:
         pouring.cancel()
+        stream.cancel()  # a client that takes nothing may keep the error waiting, not the service
         await asyncio.gather(pouring, return_exceptions=True)
         if not answer.started:
             raise

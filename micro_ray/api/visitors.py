@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from micro_ray.auth import Identity, Resource
-from micro_ray.auth.callers import Denials, bearer_of
+from micro_ray.auth.callers import bearer_of
 from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes
+from micro_ray.auth.stays import Stay
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 from micro_ray.router.table import home
+from micro_ray.settings import PLATFORM
 
 __all__ = ["COOKIE", "Visitor", "Visitors", "counted"]
 
@@ -134,17 +137,46 @@ class Visitors:
         name = host.removesuffix(self._suffix)
         return "" if name == host or "." in name else name
 
-    def check(self, visitor: Visitor, resource: Resource) -> None:
+    def stranger(self, visitor: Visitor) -> bool:
+        """Whether he is not of the namespace: nobody, or somebody of another one."""
+        if self.guard is None:
+            return False
+        identity = visitor.identity
+        return identity is None or not (
+            identity.everywhere or identity.namespace == visitor.namespace
+        )
+
+    def limited_in(self, visitor: Visitor) -> str:
+        """The namespace in which his calls are counted: where a stranger names one that has said
+        nothing of strangers, that of the door, as each that is counted costs something."""
+        if self.guard is None or not self.stranger(visitor):
+            return visitor.namespace
+        ruled = self.guard.ruled(visitor.namespace)
+        return visitor.namespace if ruled else self.nobody.namespace
+
+    def check(self, visitor: Visitor, resource: Resource, *, stream: bool = False) -> None:
         """Raises Unauthorized for nobody where somebody is needed, Forbidden for who may not,
-        Unavailable before the rules are known."""
+        Unavailable before the rules are known. A ``stream`` of the platform's own services has no
+        end, and is held by nobody through a door: with a few thousand the door would be full."""
         if self.guard is None:
             return
         try:
             self.guard.check(visitor.identity, resource, visitor.namespace)
+            if stream and visitor.identity is None and resource.name.lower() in PLATFORM:
+                what = f"{resource.name}:{resource.endpoint}"
+                raise Unauthorized(resource.name, f"Unauthorized stream of {what}: log in")
         except (Unauthorized, Forbidden) as error:
             if self._denials is not None:
-                self._denials.add(visitor.identity, resource, visitor.namespace, error.detail)
+                where = self.limited_in(visitor)  # one that is only named need not exist
+                self._denials.add(visitor.identity, resource, where, error.detail)
             raise
+
+    def stay(self, visitor: Visitor, resource: Resource | None) -> Stay:
+        """A stream of his, over when he may no more (``resource`` None: when he is no more who he
+        was). Raises what :meth:`check` does when that is so already."""
+        if self.guard is None:
+            return Stay()
+        return self.guard.stays.begin(visitor.identity, resource, visitor.namespace)
 
     def allows(self, visitor: Visitor, resource: Resource) -> bool:
         """Whether he may."""

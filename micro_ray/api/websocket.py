@@ -22,7 +22,9 @@ import msgspec
 from micro_ray.api.body import OCTETS, ClientGone, build, client_gone, field_metadata, merged
 from micro_ray.api.paths import Target
 from micro_ray.api.visitors import Visitor, counted
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import BadRequest, InternalError, MethodNotAllowed, MicroError, TooLarge
+from micro_ray.limits.gate import Admission
 from micro_ray.network import Stream
 
 if TYPE_CHECKING:
@@ -39,30 +41,41 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
     """Serve one WebSocket until either side ends it."""
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     request_id, metadata = api.metadata(headers)
-    namespace, service, code = api.visitors.nobody.namespace, "api", 101
+    place, code = (api.visitors.nobody.namespace, "api"), 101
     await receive()  # websocket.connect
     try:
         visitor, target = _admit(api, scope, headers)
         metadata |= api.along(visitor, target, scope, headers)
         timeout = api.given_timeout(headers)
-        socket = _Socket(api, scope, receive, send, visitor, target, metadata, timeout)
+        socket = _Socket(api, scope, receive, send, visitor, target, headers, metadata, timeout)
+        place = counted(visitor, target.service), target.service
+        with api.visitors.stay(visitor, target.resource) as stay:
+            admission = api.limited(visitor, target) or await api.obtain(visitor, target)
+            code = await _serve(api, socket, send, target, stay, admission, request_id)
     except MicroError as error:
         await _refuse(api, error, scope, request_id, send, headers)
-        api.metrics.count(namespace, service, error.code, None)
-        return
-    namespace, service = counted(visitor, target.service), target.service
-    try:
-        admission = api.limited(visitor, target) or await api.obtain(visitor, target)
-    except MicroError as error:
-        await _refuse(api, error, scope, request_id, send, headers)
-        api.metrics.count(namespace, service, error.code, None)
-        return
+        code = error.code
+    finally:
+        api.metrics.count(*place, code, None)
+
+
+async def _serve(
+    api: Api,
+    socket: _Socket,
+    send: Any,
+    target: Target,
+    stay: Stay,
+    admission: Admission,
+    request_id: bytes,
+) -> int:
+    """Accept, and serve until the end: what goes wrong is told within. Gives the code to count."""
+    code = 101
     if not target.stream:
         admission.release()  # each frame is a request of its own
     api.metrics.in_flight += 1
     try:
         await send({"type": "websocket.accept", "headers": [(b"x-request-id", request_id)]})
-        await (socket.stream() if target.stream else socket.calls())
+        await (socket.stream(stay) if target.stream else socket.calls(stay))
         await _close(send, 1000)
     except ClientGone:
         pass
@@ -79,7 +92,7 @@ async def serve_websocket(api: Api, scope: Any, receive: Any, send: Any) -> None
     finally:
         admission.release()
         api.metrics.in_flight -= 1
-        api.metrics.count(namespace, service, code, None)
+    return code
 
 
 def _admit(api: Api, scope: Any, headers: Mapping[bytes, bytes]) -> tuple[Visitor, Target]:
@@ -101,10 +114,12 @@ class _Socket:
         send: Any,
         visitor: Visitor,
         target: Target,
+        headers: Mapping[bytes, bytes],
         metadata: dict[str, str],
         timeout: float | None,
     ) -> None:
         self._api = api
+        self._headers = headers
         self._visitor = visitor
         self._receive = receive
         self._send = send
@@ -121,10 +136,10 @@ class _Socket:
             else:
                 self._fields = _encode(merged(target, self._query, {}))
 
-    async def calls(self) -> None:
-        """A call per frame, until the client goes."""
+    async def calls(self, stay: Stay) -> None:
+        """A call per frame, until the client goes or may no more."""
         frames: asyncio.Queue[bytes] = asyncio.Queue(1)
-        await self._first_of(self._call_each(frames), self._read_ahead(frames))
+        await self._first_of(self._call_each(frames), self._read_ahead(frames), stay.ended())
 
     async def _read_ahead(self, frames: asyncio.Queue[bytes]) -> None:
         """Hold the next frame while a call is under way: so its client's leaving is seen."""
@@ -146,14 +161,17 @@ class _Socket:
                     namespace=self._visitor.namespace,
                     timeout=min(self._timeout or longest, longest),
                     content=content,
-                    metadata=self._metadata,
+                    metadata=self._along(),
                 )
             finally:
                 admission.release()
             await self._answer(answer)
 
-    async def stream(self) -> None:
-        """One call, until its answer ends."""
+    async def stream(self, stay: Stay) -> None:
+        """One call, until its answer ends or the client may no more."""
+        await self._first_of(self._stream(), stay.ended())
+
+    async def _stream(self) -> None:
         target = self._target
         first = self._fields
         if first is None and target.stream == "server":
@@ -164,10 +182,16 @@ class _Socket:
             namespace=self._visitor.namespace,
             timeout=self._timeout,
             content=self._content,
-            metadata=self._metadata,
+            metadata=self._along(),
         )
         async with opened as stream:
             await self._first_of(self._pour(stream), self._feed(stream, first))
+
+    def _along(self) -> dict[str, str]:
+        """What goes on with a call that is made now: the pass is good for minutes, the socket may
+        be open for longer."""
+        api, visitor, target = self._api, self._visitor, self._target
+        return self._metadata | api.along(visitor, target, self._scope, self._headers)
 
     async def _feed(self, stream: Stream, first: bytes | None) -> None:
         """Ends by an error only: at the latest the client's leaving."""

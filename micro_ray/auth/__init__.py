@@ -118,13 +118,23 @@ class Identity:
         """Whether he administers his namespace."""
         return ADMIN in self.grants[1]
 
+    @property
+    def entrusted(self) -> bool:
+        """Whether what is secret in his namespace is his to know: he administers it, or runs in
+        it."""
+        return not self.grants[1].isdisjoint((ADMIN, SERVICE))
+
+    @cached_property
+    def platform(self) -> bool:
+        """Whether it is one of the platform's own processes."""
+        own = self.namespace == DEFAULT and self.kind is Kind.SERVICE
+        return own and PLATFORM in self.grants[1]
+
     @cached_property
     def everywhere(self) -> bool:
         """Whether he may act in every namespace: who administers the platform, and its own
         processes."""
-        if self.namespace != DEFAULT:
-            return False
-        return self.admin or (self.kind is Kind.SERVICE and PLATFORM in self.grants[1])
+        return self.platform or (self.namespace == DEFAULT and self.admin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,8 +435,9 @@ class Auth(abc.ABC):
 
     @abc.abstractmethod
     async def note(self, *entries: Audit, by: Caller) -> None:
-        """Enter denials of doors and services among what was done; their ids are given here. For
-        the platform's processes, as the two that follow."""
+        """Enter denials of doors and services among what was done, so many a second of each
+        namespace, the rest as a count; their ids are given here. For the platform's processes, as
+        the two that follow; a service of a namespace enters what it has refused there."""
 
     @abc.abstractmethod
     async def audits(self, *, limit: int = 100, by: Caller) -> list[Audit]:

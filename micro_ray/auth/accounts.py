@@ -24,7 +24,7 @@ from micro_ray.auth.records import ACCOUNTS, NAMES, AccountRow, Records, encoded
 from micro_ray.auth.tokens import LEEWAY
 from micro_ray.errors import BadRequest, Conflict, NotFound, TooManyRequests, Unauthorized
 from micro_ray.settings import Auth as Settings
-from micro_ray.store import Delete, Operation, Put
+from micro_ray.store import Check, Delete, Operation, Put
 
 __all__ = ["Accounts", "new_secret"]
 
@@ -132,6 +132,8 @@ class Accounts:
     ) -> str:
         """``old`` is None when it need not be proved."""
         row, version = await self.find(id, namespace)
+        if old is None and (by.namespace, by.id) == (namespace, row.account.id):
+            raise BadRequest("auth", "one's own secret is changed by one's id, with the old one")
         if old is None:
             _no_more_than(by, row.account)
         if old is not None and not (await self._passwords.proves(old, row.hash))[0]:
@@ -146,11 +148,10 @@ class Accounts:
         _no_more_than(by, row.account)
         if (by.namespace, by.id) == (namespace, row.account.id):
             raise BadRequest("auth", "one's own account cannot be enabled or disabled")
-        if not enabled:
-            await self._not_the_last(row.account)
+        others = () if enabled else await self._not_the_last(row.account)
         action = "account.enable" if enabled else "account.disable"
         account = replace(row.account, enabled=enabled)
-        return (await self._put(row, version, by, action, account=account)).account
+        return (await self._put(row, version, by, action, *others, account=account)).account
 
     async def void(self, id: str, namespace: str, by: Identity) -> None:
         """Make its tokens and sessions void."""
@@ -163,10 +164,11 @@ class Accounts:
         _no_more_than(by, account)
         if (by.namespace, by.id) == (namespace, account.id):
             raise BadRequest("auth", "Can't delete your own account")
-        await self._not_the_last(account)
+        others = await self._not_the_last(account)
         await self._change(
             account,
             self._since(),
+            *others,
             Delete(key=f"{namespace}/{account.id}", table=ACCOUNTS, expected=version),
             Delete(key=f"{namespace}/{account.name}", table=NAMES),
             self._records.audit("account.delete", by, namespace, account.id),
@@ -178,7 +180,7 @@ class Accounts:
         version: int,
         by: Identity,
         action: str,
-        *,
+        *along: Operation,
         account: Account | None = None,
         hash: str = "",
     ) -> AccountRow:
@@ -196,6 +198,7 @@ class Accounts:
                 expected=version,
             ),
             self._records.audit(action, by, place.namespace, place.id),
+            *along,
         )
         return made
 
@@ -216,15 +219,18 @@ class Accounts:
                 "auth", f"somebody else has just changed {account.id}: try again"
             ) from None
 
-    async def _not_the_last(self, account: Account) -> None:
-        if account.namespace == DEFAULT and _is_admin(account):
-            async for row in self._records.every(ACCOUNTS, f"{DEFAULT}/"):
-                other = self._records.decode(row, AccountRow).account
-                if other.id != account.id and other.enabled and _is_admin(other):
-                    return
-            raise BadRequest(
-                "auth", f"{account.id} is the last that administers {DEFAULT}: make another first"
-            )
+    async def _not_the_last(self, account: Account) -> tuple[Operation, ...]:
+        """What must hold until he has gone: another one administers, who is not taken away by
+        somebody else at the same time. Raises BadRequest when there is none."""
+        if account.namespace != DEFAULT or not _is_admin(account):
+            return ()
+        async for row in self._records.every(ACCOUNTS, f"{DEFAULT}/"):
+            other = self._records.decode(row, AccountRow).account
+            if other.id != account.id and other.enabled and _is_admin(other):
+                return (Check(key=row.key, table=ACCOUNTS, expected=row.version),)
+        raise BadRequest(
+            "auth", f"{account.id} is the last that administers {DEFAULT}: make another first"
+        )
 
     async def has_admin(self) -> bool:
         async for row in self._records.every(ACCOUNTS, f"{DEFAULT}/"):

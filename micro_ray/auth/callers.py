@@ -11,28 +11,27 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from micro_ray.auth import DEFAULT, MAX_TOKEN, Audit, Identity, Kind, Resource
+from micro_ray.auth import DEFAULT, MAX_TOKEN, Identity, Kind, Resource
 from micro_ray.auth.checks import namespace_of
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
-from micro_ray.auth.passes import LIFE, PASS, SCHEME, TOKEN
+from micro_ray.auth.passes import HANDED, LIFE, PASS, SCHEME, TOKEN
+from micro_ray.auth.stays import Stay
 from micro_ray.auth.tokens import ALGORITHM, LEEWAY
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import Forbidden, Unauthorized
 
-__all__ = ["NAMESPACE", "Admitted", "Callers", "Denials", "bearer_of"]
+__all__ = ["NAMESPACE", "Admitted", "Callers", "bearer_of"]
 
 NAMESPACE = "micro-namespace"
 #: Passes whose verification is remembered; more, and it begins anew.
 REMEMBERED = 10_000
-#: Denials that wait to be entered among what was done; further ones are counted.
-WAITING = 1000
 
 _FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _OPTIONS: Any = {
@@ -58,47 +57,6 @@ class _Known(NamedTuple):
     #: The replica that speaks, where it is not the platform.
     process: Identity | None
     platform: bool
-
-
-class Denials:
-    """What was refused and waits to be entered among what was done: bounded, the newest count."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.dropped = 0
-        self._clock = clock
-        self._waiting: deque[Audit] = deque(maxlen=WAITING)
-
-    def add(self, identity: Identity | None, resource: Resource, namespace: str, why: str) -> None:
-        """Enter that somebody may not."""
-        self.dropped += len(self._waiting) == WAITING
-        by = "" if identity is None else f"{identity.namespace}/{identity.id}"
-        self._waiting.append(
-            Audit(
-                id="",
-                time=self._clock(),
-                action="call",
-                by=by,
-                namespace=namespace,
-                subject=f"{resource.name}:{resource.endpoint}",
-                allowed=False,
-                detail={"why": why},
-            )
-        )
-
-    def take(self, most: int) -> list[Audit]:
-        """The oldest."""
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-
-    def put_back(self, entries: Sequence[Audit]) -> None:
-        """Have those wait again that could not be entered; for which there is no more room are
-        counted."""
-        room = WAITING - len(self._waiting)
-        kept = entries[max(0, len(entries) - room) :]
-        self.dropped += len(entries) - len(kept)
-        self._waiting.extendleft(reversed(kept))
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
 
 class Callers:
@@ -176,6 +134,11 @@ class Callers:
                 self._denials.add(identity, resource, namespace, error.detail)
             raise
 
+    def stay(self, identity: Identity | None, resource: Resource, namespace: str) -> Stay:
+        """A stream of somebody who was admitted, over when he would be no more. Raises what
+        :meth:`admit` does when that is so already."""
+        return self.guard.stays.begin(identity, resource, namespace)
+
     def identify(self, metadata: Mapping[str, str]) -> tuple[Identity | None, bool]:
         """Who calls, and whether the platform says so. Raises Unauthorized."""
         given = metadata.get(AUTHORIZATION, "")
@@ -221,7 +184,9 @@ class Callers:
         if process is not None:
             # It speaks for itself: of what the pass says only the callee and the time count.
             return _Known(process, min(expires, process.expires), process, False)
-        return _Known(_identity(claims) if claims["sub"] else None, expires, None, True)
+        # What is handed out is the platform's word for who calls, and for nothing else.
+        whom = _identity(claims) if claims["sub"] else None
+        return _Known(whom, expires, None, HANDED not in claims)
 
     def _claims(self, text: str, public: str) -> dict[str, Any]:
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from micro_ray.auth import DEFAULT, Decision, Identity, Key, Resource, Revocation, Update
 from micro_ray.auth.rules import Rules
+from micro_ray.auth.stays import Stay, Stays
 from micro_ray.auth.tokens import LEEWAY, Verifier
 from micro_ray.errors import Forbidden, Unauthorized, Unavailable
 
@@ -19,6 +20,8 @@ __all__ = ["Guard"]
 
 #: Tokens whose verification is remembered; more, and it begins anew.
 REMEMBERED = 10_000
+#: Namespaces without a rule of their own whose decisions are remembered: anybody may name any.
+PLAIN = 1000
 #: Revocations that are kept before those whose time is over are looked for.
 LITTLE = 100
 
@@ -53,9 +56,13 @@ class Guard:
         self._ready = False
         self._verified: dict[str, Identity] = {}
         self._rules: dict[str, Rules] = {}
+        #: Of namespaces that have none of their own.
+        self._plain: dict[str, Rules] = {}
         self._tokens: dict[str, float] = {}
         self._accounts: dict[tuple[str, str], tuple[float, float]] = {}
         self._prune_at = LITTLE
+        #: Streams that it has let in, ended when it would no more.
+        self.stays = Stays(self._judge, clock)
 
     @property
     def ready(self) -> bool:
@@ -91,10 +98,14 @@ class Guard:
         self.revision = update.revision
         self.mark = update.mark
         self.stale = update.stale or (self.stale and not (update.full or update.resumed))
+        if update.full or update.rules or update.gone or update.revoked:
+            self.stays.changed()
 
     def _only_revoke(self, update: Update) -> None:
         for revoked in update.revoked:
             self._revoke(revoked)
+        if update.revoked:
+            self.stays.changed()
 
     def _rules_of(self, namespace: str) -> Rules:
         rules = self._rules.get(namespace)
@@ -120,6 +131,10 @@ class Guard:
         self._tokens = {id: until for id, until in self._tokens.items() if until >= now}
         self._accounts = {key: void for key, void in self._accounts.items() if void[1] >= now}
         self._prune_at = max(LITTLE, 2 * (len(self._tokens) + len(self._accounts)))
+
+    def ruled(self, namespace: str) -> bool:
+        """Whether a namespace has rules of its own, or had."""
+        return namespace in self._rules
 
     def now(self) -> float:
         """The time by which it decides."""
@@ -164,11 +179,11 @@ class Guard:
         """Whether ``identity`` (None: nobody) may call a resource of a namespace."""
         if identity is not None and identity.everywhere:
             return _PLATFORM
-        rules = self._rules.get(namespace)
+        rules = self._rules.get(namespace) or self._plain.get(namespace)
         if rules is None:
-            if len(self._rules) >= REMEMBERED:
-                return Rules(namespace).decide(identity, resource)
-            rules = self._rules_of(namespace)
+            if len(self._plain) >= PLAIN:
+                self._plain.clear()
+            rules = self._plain[namespace] = Rules(namespace)
         return rules.decide(identity, resource)
 
     def check(
@@ -184,6 +199,14 @@ class Guard:
         if identity is None:
             raise Unauthorized(resource.name, f"Unauthorized call made to {what}: log in")
         raise Forbidden(resource.name, f"Forbidden call made to {what} by {identity.id}")
+
+    def _judge(self, stay: Stay) -> None:
+        """Raises Unauthorized or Forbidden when a stream may go on no more."""
+        if stay.identity is not None and stay.identity.token:
+            self.standing(stay.identity)
+        if stay.resource is not None:
+            for namespace in stay.spaces:
+                self.check(stay.identity, stay.resource, namespace)
 
 
 def _unknown() -> Unavailable:

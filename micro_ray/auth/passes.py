@@ -5,7 +5,8 @@ Whoever gets an access token may use it, so no service is given one. What travel
 namespace (``aud``, ``namespace/service``) and for minutes. It is signed by
 
 - the **platform's key**, which its own processes have: doors, which have verified an access token,
-  speak for its account; actors speak for themselves;
+  speak for its account; actors speak for themselves; an auth cache hands one to an account that
+  calls by itself, and the pass says so (``handed``);
 - or the **key of a replica**, whose public half its own access token names (``cnf``, RFC 7800). It
   speaks for itself only, and the token goes along.
 
@@ -32,12 +33,24 @@ from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import BadRequest
 from micro_ray.files import replace_file
 
-__all__ = ["LIFE", "PASS", "SCHEME", "TOKEN", "Issuer", "Passes", "PrivateKey", "platform"]
+__all__ = [
+    "HANDED",
+    "LIFE",
+    "PASS",
+    "SCHEME",
+    "TOKEN",
+    "Issuer",
+    "Passes",
+    "PrivateKey",
+    "platform",
+]
 
 #: The type of a pass.
 PASS = "pass+jwt"
 #: Seconds that a pass is good; a new one is made when half of them are over.
 LIFE = 300.0
+#: The claim of a pass that who calls has himself: the rest of what comes with it is his word.
+HANDED = "handed"
 #: Passes that are remembered; more, and it begins anew.
 REMEMBERED = 10_000
 #: How the metadata ``authorization`` with a pass begins, and the metadata with a replica's token.
@@ -92,27 +105,30 @@ class Passes:
         self.own = own
         self._token = token
         self._clock = clock
-        self._made: dict[tuple[str, str, str], tuple[float, Mapping[str, str]]] = {}
+        self._made: dict[tuple[str, str, str, bool], tuple[float, Mapping[str, str]]] = {}
 
     def itself(self, namespace: str, service: str) -> Mapping[str, str]:
         """The metadata with which one calls a service oneself; not to be changed."""
         return self.to(namespace, service, self.own)
 
-    def to(self, namespace: str, service: str, whom: Identity | None) -> Mapping[str, str]:
-        """The metadata with which somebody, or nobody, calls a service through here; not to be
-        changed."""
-        place = (namespace, service, "" if whom is None else whom.token or whom.id)
+    def to(
+        self, namespace: str, service: str, whom: Identity | None, *, handed: bool = False
+    ) -> Mapping[str, str]:
+        """The metadata with which somebody, or nobody, calls a service through here, or, ``handed``
+        to him, by himself: then nobody takes what else he sends for a word of the platform's. Not
+        to be changed."""
+        place = (namespace, service, "" if whom is None else whom.token or whom.id, handed)
         found = self._made.get(place)
         now = self._clock()
         if found is None or found[0] < now:
-            found = self._make(namespace, service, whom, now)
+            found = self._make(namespace, service, whom, handed, now)
             if len(self._made) >= REMEMBERED:
                 self._made.clear()
             self._made[place] = found
         return found[1]
 
     def _make(
-        self, namespace: str, service: str, whom: Identity | None, now: float
+        self, namespace: str, service: str, whom: Identity | None, handed: bool, now: float
     ) -> tuple[float, Mapping[str, str]]:
         expires = now + LIFE
         claims: dict[str, Any] = {
@@ -121,6 +137,8 @@ class Passes:
             "iat": round(now, 3),
             "sub": "" if whom is None else whom.id,
         }
+        if handed:
+            claims[HANDED] = True
         if whom is not None:
             claims |= {
                 "namespace": whom.namespace,

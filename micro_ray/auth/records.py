@@ -62,10 +62,12 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """What a refresh token stands for; ``hash`` is of the one that is good now."""
+    """What a refresh token stands for; ``hash`` is of the one that is good now. ``created`` is when
+    its account was: another one of the same id, made after that was deleted, is not meant."""
 
     namespace: str
     id: str
+    created: float = 0.0
     started: float
     expires: float
     hash: str

@@ -13,7 +13,7 @@ from micro_ray.auth import DEFAULT, Caller, Identity, Rule
 from micro_ray.auth.records import Records
 from micro_ray.errors import Forbidden, MicroError, Unauthorized
 
-__all__ = ["Refusals", "refusing"]
+__all__ = ["Refusals", "Room", "refusing"]
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,33 @@ T = TypeVar("T")
 
 #: Entries a second of each namespace.
 MOST = 5
-#: Namespaces that are told apart; more, and it begins anew.
-SPACES = 10_000
+#: Kinds that are told apart; more, and it begins anew.
+KINDS = 10_000
+
+
+class Room:
+    """So many entries a second of each kind; the others are counted."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.time) -> None:
+        self._most = most
+        self._clock = clock
+        #: The second that is counted, entries in it, and those that were left out so far.
+        self._counts: dict[str, tuple[int, int, int]] = {}
+
+    def take(self, kind: str, number: int = 1) -> int | None:
+        """How many were left out before one that may be entered now; None when it may not, and
+        counts for so many."""
+        second = int(self._clock())
+        if len(self._counts) >= KINDS:
+            self._counts.clear()
+        at, count, left = self._counts.get(kind, (second, 0, 0))
+        if at != second:
+            at, count = second, 0
+        if count >= self._most:
+            self._counts[kind] = at, count, left + number
+            return None
+        self._counts[kind] = at, count + 1, 0
+        return left
 
 
 class Refusals:
@@ -32,27 +57,11 @@ class Refusals:
 
     def __init__(self, records: Records, clock: Callable[[], float] = time.time) -> None:
         self._records = records
-        self._clock = clock
-        #: The second that is counted, entries in it, and those that were left out so far.
-        self._counts: dict[str, tuple[int, int, int]] = {}
-
-    def room(self, namespace: str) -> int | None:
-        """How many were left out before one that may be entered now; None when it may not."""
-        second = int(self._clock())
-        if len(self._counts) >= SPACES:
-            self._counts.clear()
-        at, count, left = self._counts.get(namespace, (second, 0, 0))
-        if at != second:
-            at, count = second, 0
-        if count >= MOST:
-            self._counts[namespace] = at, count, left + 1
-            return None
-        self._counts[namespace] = at, count + 1, 0
-        return left
+        self._room = Room(MOST, clock)
 
     async def note(self, action: str, by: Identity, namespace: str, subject: str, why: str) -> None:
         """Enter it, if it may be; a store that is away loses it, not the answer."""
-        left = self.room(by.namespace)
+        left = self._room.take(by.namespace)
         if left is None:
             return
         detail: dict[str, Any] = {"why": why}

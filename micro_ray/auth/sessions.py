@@ -80,6 +80,7 @@ class Sessions:
         kept = Session(
             namespace=namespace,
             id=row.account.id,
+            created=row.account.created,
             started=now,
             expires=now + self._settings.refresh_ttl,
             hash=_hash(text),
@@ -132,6 +133,7 @@ class Sessions:
         made = Session(
             namespace=kept.namespace,
             id=kept.id,
+            created=kept.created,
             started=kept.started,
             expires=now + self._settings.refresh_ttl,
             hash=_hash(text),
@@ -150,7 +152,7 @@ class Sessions:
             row = None
         if (
             row is None
-            or row.account.id != kept.id
+            or (row.account.id, row.account.created) != (kept.id, kept.created)
             or not row.account.enabled
             or kept.started < row.since
             or kept.expires < self._clock()

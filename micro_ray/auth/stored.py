@@ -29,6 +29,7 @@ from micro_ray.auth import (
     checks,
 )
 from micro_ray.auth.accounts import Accounts, account_of, new_secret
+from micro_ray.auth.denials import Entering
 from micro_ray.auth.feed import Feed
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passwords import Passwords
@@ -84,6 +85,7 @@ class StoredAuth(Auth):
         guard = Guard(settings.issuer, settings.audience, clock)
         self._feed = Feed(self._records, guard, clock)
         self._refusals = Refusals(self._records, clock)
+        self._entering = Entering(clock)
         self._closed = False
 
     async def close(self) -> None:
@@ -369,14 +371,15 @@ class StoredAuth(Auth):
 
     async def note(self, *entries: Audit, by: Caller) -> None:
         self._open()
-        await self._of_platform(by)
+        teller = checks.somebody(await self._who(by))
         if len(entries) > PAGE:
             raise BadRequest("auth", f"{len(entries)} entries; {PAGE} at a time")
         for entry in entries:
             if not 0 <= entry.time < MAX_TIME:
                 raise BadRequest("auth", f"entry at {entry.time:g}: seconds since 1970")
-        if entries:
-            await self._records.write(*(self._records.entry(entry) for entry in entries))
+        kept = self._entering.few(self._entering.said(teller, entries))
+        if kept:
+            await self._records.write(*(self._records.entry(entry) for entry in kept))
 
     async def audits(self, *, limit: int = PAGE, by: Caller) -> list[Audit]:
         self._open()

@@ -8,6 +8,7 @@ takes the account's count away, and its own from the address.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -44,12 +45,12 @@ class Throttle:
     async def begin(self, account: str, source: str) -> None:
         """Count an attempt. Raises TooManyRequests, which says how long to wait."""
         if source:
-            await self._count(f"source/{source[:64]}", self._attempts * ADDRESS, "this address")
+            await self._count(_source(source), self._attempts * ADDRESS, "this address")
         await self._count(f"account/{account}", self._attempts, "this account")
 
     async def succeeded(self, account: str, source: str) -> None:
         await self._records.write(Delete(key=f"account/{account}", table=FAILURES))
-        key = f"source/{source[:64]}"
+        key = _source(source)
         found = await self._records.get(FAILURES, key, Failures) if source else None
         if found is not None:
             row = encoded(Failures(count=max(0, found[0].count - 1), until=found[0].until))
@@ -79,3 +80,14 @@ class Throttle:
                 continue
             return
         raise TooManyRequests("auth", f"too many logins of {what} at once", 1.0)
+
+
+def _source(address: str) -> str:
+    """The key of an address. Whoever has one of IPv6 has 2**64, which are one here."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return f"source/{address[:64]}"
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
+        return f"source/{ipaddress.ip_network((found, 64), strict=False)}"
+    return f"source/{getattr(found, 'ipv4_mapped', None) or found}"

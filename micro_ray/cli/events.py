@@ -1,4 +1,5 @@
-"""events: publish, consume, fetch and settle, read, replay; topics and groups; dead letters."""
+"""events: publish, consume, fetch and settle, read, replay; topics, usage and groups; dead
+letters."""
 
 from __future__ import annotations
 
@@ -301,6 +302,21 @@ def topics(session: Session) -> None:
             for row in found
         ],
     )  # fmt: skip
+
+
+@events.command()
+@output()
+@click.pass_obj
+def usage(session: Session) -> None:
+    """Print what the namespace keeps, counted now."""
+    found = session.call("events", "Events.Usage", idempotent=True)
+    if session.output == "json":
+        as_json(found)
+    else:
+        columns(
+            ("TOPICS", "EVENTS", "BYTES", "BYTES OF GROUPS"),
+            [(found["topics"], found["events"], found["bytes"], found["group_bytes"])],
+        )
 
 
 @events.command()

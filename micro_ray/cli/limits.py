@@ -11,20 +11,28 @@ import click
 from micro_ray.cli.group import Subcommands
 from micro_ray.cli.output import as_json, columns, output, visible
 from micro_ray.cli.session import Session
+from micro_ray.limits import BACKENDS, Kind
 
 __all__ = ["limits"]
 
-_KIND = click.argument("kind", type=click.Choice(["namespace", "account", "service", "route"]))
+_KIND = click.argument("kind", type=click.Choice([str(kind) for kind in Kind]))
+#: What may be kept, and where.
+_QUOTAS = (
+    ("store", "in the store", ("bytes", "records")),
+    ("events", "in events", ("bytes", "events", "topics")),
+)
 _NAME = click.argument("name", default="")
 
 
 @click.group(cls=Subcommands)
 def limits() -> None:
-    """Say how much may be asked for, by all doors together.
+    """Say how much may be asked for, in all.
 
     A limit is of the namespace, of an account, of a service or of a route
     (`service.Handler.Method`); without a name, of each account, service or route that has none of
-    its own. They are kept in config under `limits`, with their history.
+    its own. That of `store`, `events` or `broker` is what the namespace may do there, whichever way
+    it comes: operations, and what is published. They are kept in config under `limits`, with their
+    history.
     """
 
 
@@ -41,10 +49,10 @@ def list_(session: Session) -> None:
         ("KIND", "NAME", "RATE", "BURST", "CONCURRENCY"),
         [(rule["kind"], _name(rule), *_numbers(rule["limit"])) for rule in found["rules"]],
     )
-    if found["store"]:
-        quota = found["store"]
-        parts = [f"{quota[name]} {name}" for name in ("bytes", "records") if quota[name]]
-        click.echo(f"\nin the store: at most {' and '.join(parts)}")
+    for word, where, names in _QUOTAS:
+        if found[word]:
+            parts = [f"{found[word][name]} {name}" for name in names if found[word][name]]
+            click.echo(f"\n{where}: at most {' and '.join(parts)}")
     if found["problem"]:
         click.echo(visible(f"not in force, as config has it: {found['problem']}"), err=True)
 
@@ -52,7 +60,7 @@ def list_(session: Session) -> None:
 @limits.command("set")
 @_KIND
 @_NAME
-@click.option("--rate", type=float, help="Requests per second (0: no limit).")
+@click.option("--rate", type=float, help="How many per second (0: no limit).")
 @click.option("--burst", type=int, help="How many may come at once (0: a second's).")
 @click.option("--concurrency", type=int, help="How many may be under way (0: no limit).")
 @output()
@@ -60,7 +68,7 @@ def list_(session: Session) -> None:
 def set_(session: Session, /, **request: Any) -> None:
     """Set the limit of KIND NAME; what is not given stays as it was.
 
-    It is in force at every door at once.
+    It is in force everywhere at once.
     """
     given = {name: value for name, value in request.items() if value is not None}
     done = session.call("limits", "Limits.Set", {**given, "by": _user()})
@@ -108,7 +116,8 @@ def usage(session: Session) -> None:
 
 
 def _name(rule: dict[str, Any]) -> str:
-    return rule["name"] or ("(all)" if rule["kind"] == "namespace" else "(each)")
+    whole = rule["kind"] in (Kind.NAMESPACE, *BACKENDS)
+    return rule["name"] or ("(all)" if whole else "(each)")
 
 
 def _numbers(limit: dict[str, Any]) -> list[str]:

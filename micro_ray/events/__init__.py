@@ -43,6 +43,7 @@ __all__ = [
     "Published",
     "Start",
     "Topic",
+    "Usage",
 ]
 
 DEFAULT = "micro"
@@ -156,6 +157,18 @@ class Group:
     waiting: int
     pending: int
     dead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a namespace keeps: ``bytes`` are the sizes of its topics, ``group_bytes`` those of dead
+    letters, on JetStream with all that it keeps for groups. What is no longer kept may be counted
+    until it is removed, some seconds later."""
+
+    topics: int = 0
+    events: int = 0
+    bytes: int = 0
+    group_bytes: int = 0
 
 
 class Events(abc.ABC):
@@ -283,6 +296,10 @@ class Events(abc.ABC):
     @abc.abstractmethod
     async def topics(self, *, namespace: str = DEFAULT) -> list[Topic]:
         """The topics by name."""
+
+    @abc.abstractmethod
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        """What the namespace keeps, counted now."""
 
     @abc.abstractmethod
     async def retain(

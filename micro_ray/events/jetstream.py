@@ -32,6 +32,7 @@ from micro_ray.events import (
     Published,
     Start,
     Topic,
+    Usage,
     checks,
 )
 from micro_ray.events import jetstream_groups as logs
@@ -219,6 +220,18 @@ class JetStreamEvents(Events):
             self._topics.read_info(topic, row)
             found.append(self._shown(topic, len(lives.get(topic.life, ()))))
         return sorted(found, key=lambda topic: topic.name)
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        checks.namespace(namespace)
+        self._open()
+        states = [row["state"] for row in await self._api.streams(self._names.topics(namespace))]
+        groups = await self._api.info(self._names.groups_stream(namespace))
+        return Usage(
+            topics=len(states),
+            events=sum(state["messages"] for state in states),
+            bytes=sum(state["bytes"] for state in states),
+            group_bytes=0 if groups is None else groups["state"]["bytes"],
+        )
 
     def _shown(self, topic: streams.Topic, groups: int) -> Topic:
         return Topic(

@@ -32,6 +32,7 @@ from micro_ray.events import (
     Published,
     Start,
     Topic,
+    Usage,
     checks,
 )
 from micro_ray.events import sqlite_groups as groups
@@ -190,6 +191,10 @@ class SqliteEvents(Events):
         if file is None:
             return []
         return await file.read_with(lambda c: rows.listing(c, self._keep))
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        file = await self._existing(namespace)
+        return Usage() if file is None else await file.read_with(rows.usage)
 
     async def retain(
         self,

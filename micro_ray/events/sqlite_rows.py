@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from micro_ray.errors import TooLarge
-from micro_ray.events import MAX_TOPICS, Event, Published, Topic, checks
+from micro_ray.events import MAX_TOPICS, Event, Published, Topic, Usage, checks
 
 __all__ = [
     "COLUMNS",
@@ -27,6 +27,7 @@ __all__ = [
     "select",
     "stamp",
     "trim",
+    "usage",
 ]
 
 # The numbers of topics and groups are never used again, so a token of a deleted one fits no other.
@@ -280,6 +281,16 @@ def listing(connection: sqlite3.Connection, keep: Keep, name: str = "") -> list[
             )
         )
     return found
+
+
+def usage(connection: sqlite3.Connection) -> Usage:
+    topics = connection.execute(
+        "SELECT count(*), coalesce(sum(last - first + 1), 0), coalesce(sum(size), 0) FROM topics"
+    ).fetchone()
+    (letters,) = connection.execute(
+        "SELECT coalesce(sum(length(payload) + length(CAST(metadata AS BLOB))), 0) FROM dead"
+    ).fetchone()
+    return Usage(topics=topics[0], events=topics[1], bytes=topics[2], group_bytes=letters)
 
 
 def remove_topic(connection: sqlite3.Connection, name: str) -> bool:

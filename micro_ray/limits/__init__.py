@@ -10,10 +10,13 @@ kind and a name, and counts for all doors together, not for each. They are kept 
     limits.services.store.concurrency           64   all endpoints of a service
     limits.routes.helloworld.Helloworld.Call.rate 5  one endpoint
     limits.store.bytes                 1000000000    what it may keep (``quota_store.py``)
+    limits.store.rate                         500    operations of the store
+    limits.events.topics                      100    (``quota_events.py``)
 
 ``bucket.py`` counts tokens; ``ledger.py`` is the limiter, who lends them out; ``gate.py`` is a
-door, who admits with what it has borrowed; ``stored.py`` keeps the rules; ``pressure.py`` says when
-memory is short. None of them knows how the two reach each other: ``wire/gate.py`` does.
+door, who admits with what it has borrowed; ``stored.py`` keeps the rules; ``tally.py`` counts what
+is kept, ``meter.py`` what is done in a backend; ``pressure.py`` says when memory is short. None of
+them knows how the two reach each other: ``wire/gate.py`` does.
 """
 
 from __future__ import annotations
@@ -23,7 +26,18 @@ import builtins
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Kind", "Limit", "Limits", "Quota", "Rule", "Standing", "Use"]
+__all__ = [
+    "BACKENDS",
+    "DOORS",
+    "EventQuota",
+    "Kind",
+    "Limit",
+    "Limits",
+    "Quota",
+    "Rule",
+    "Standing",
+    "Use",
+]
 
 DEFAULT = "micro"
 #: Requests per second: least and most.
@@ -40,12 +54,24 @@ BURST, MIN_BURST = 1.0, 0.1
 
 
 class Kind(StrEnum):
-    """What a limit is of.."""
+    """What a limit is of."""
 
     NAMESPACE = "namespace"
     ACCOUNT = "account"
     SERVICE = "service"
     ROUTE = "route"
+    STORE = "store"
+    EVENTS = "events"
+    BROKER = "broker"
+
+
+#: Those that doors keep, and those that the members of a service of that name keep, for whoever
+#: comes to them and however: what a namespace may do there in all. These have a rate alone.
+DOORS = (Kind.NAMESPACE, Kind.ACCOUNT, Kind.SERVICE, Kind.ROUTE)
+#: Those of what a namespace may do in all, which whoever keeps the platform sets and its own
+#: administrators do not.
+WHOLE = frozenset((Kind.NAMESPACE, Kind.STORE, Kind.EVENTS, Kind.BROKER))
+BACKENDS = (Kind.STORE, Kind.EVENTS, Kind.BROKER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +92,9 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """The limit of one thing. The name is blank for the namespace, and for the limit of each
-    account, service or route that has none of its own; that of a route is
-    ``service.Handler.Method``."""
+    """The limit of one thing. The name is blank for the namespace, for what it may do in the store,
+    in events and in the broker, and for the limit of each account, service or route that has none
+    of its own; that of a route is ``service.Handler.Method``."""
 
     kind: Kind
     name: str = ""
@@ -85,6 +111,16 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventQuota:
+    """What a namespace may keep in events: ``bytes``, as their topics' sizes and their groups' dead
+    letters are counted, ``events`` and ``topics``. 0 is no quota."""
+
+    bytes: int = 0
+    events: int = 0
+    topics: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What is in force in a namespace: ``version`` is that of the config's path ``limits``.
     ``problem`` says why what is in config is not in force (then ``rules`` are the last that were
@@ -92,6 +128,7 @@ class Standing:
 
     rules: tuple[Rule, ...] = ()
     store: Quota | None = None
+    events: EventQuota | None = None
     version: int = 0
     problem: str = ""
 

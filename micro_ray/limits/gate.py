@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from micro_ray.errors import Unavailable
-from micro_ray.limits import Kind, Limit, Quota, Rule
+from micro_ray.limits import BACKENDS, DOORS, Kind, Limit, Rule
 from micro_ray.limits.gauge import PACE, Gauge
 from micro_ray.limits.ledger import Ask, Grant, Place
 from micro_ray.limits.rules import Rules
@@ -84,7 +84,7 @@ class Gate:
         *,
         default: Limit | None = None,
         doors: int = 1,
-        kinds: Collection[Kind] = tuple(Kind),
+        kinds: Collection[Kind] = DOORS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._default = default or Limit()
@@ -217,9 +217,8 @@ class Gate:
         if len(self._spaces) >= MAX_SPACES:
             oldest = min(self._spaces, key=lambda name: self._spaces[name].entered)
             del self._spaces[oldest]
-        space = self._spaces[namespace] = _Space(self._rules(Rules()), now)
-        if self._kinds and space.rules.rules:
-            self.ruled.set()
+        space = self._spaces[namespace] = _Space(self._with_default(Rules()), now)
+        self._look(space.rules)
         self._new.put_nowait(namespace)
         return space
 
@@ -240,10 +239,9 @@ class Gate:
         space = self._spaces.get(namespace)
         if space is None:
             return
-        space.rules = self._rules(rules)
+        space.rules = self._with_default(rules)
         space.calls.clear()
-        if self._kinds and space.rules.rules:
-            self.ruled.set()
+        self._look(space.rules)
         now = self._clock()
         # Those that have gone are let go of; those that are other now are found so.
         for place, gauge in list(self._gauges.items()):
@@ -253,18 +251,23 @@ class Gate:
                 self.say(gauge)
         space.known.set()
 
-    def quota(self, namespace: str) -> Quota | None:
-        """What a namespace may keep in the store; None: anything, also as long as it is not known.
-        It is followed from now on."""
+    def rules(self, namespace: str) -> Rules:
+        """What is in force in a namespace; nothing as long as it is not known. It is followed from
+        now on."""
         space = self._spaces.get(namespace) or self._enter(namespace)
-        return space.rules.store
+        return space.rules
 
-    def _rules(self, rules: Rules) -> Rules:
+    def _look(self, rules: Rules) -> None:
+        """Whether there is something to be asked of the limiter."""
+        if any(rule.kind in self._kinds for rule in rules.rules):
+            self.ruled.set()
+
+    def _with_default(self, rules: Rules) -> Rules:
         whole = any(rule.kind is Kind.NAMESPACE for rule in rules.rules)
         if whole or self._default == Limit():
             return rules
         default = Rule(kind=Kind.NAMESPACE, limit=self._default)
-        return Rules((default, *rules.rules), rules.version, rules.store)
+        return Rules((default, *rules.rules), rules.version, rules.store, rules.events)
 
     # -- the limiter -------------------------------------------------------------------------------
 
@@ -346,6 +349,8 @@ def _limit_in(rules: Rules, place: Place) -> Limit:
     service, _, endpoint = place.name.partition(".")
     if place.kind is Kind.SERVICE:
         service, endpoint = place.name, ""
+    elif place.kind in BACKENDS:
+        service = place.kind
     for rule in rules.of(account, service, endpoint):
         if rule.kind is place.kind:
             return rule.limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from micro_ray.errors import TooManyRequests
-from micro_ray.limits import Kind, Limit
+from micro_ray.limits import BACKENDS, Kind, Limit
 from micro_ray.limits.bucket import Bucket
 from micro_ray.limits.ledger import Ask, Grant, Place
 
@@ -22,6 +22,12 @@ IDLE = 0.1
 CALLED = 0.02
 #: Seconds after which a refused request may come again, where no bucket says it.
 AGAIN = 0.05
+#: What a rate is of, where it is not requests.
+_DOES = {
+    Kind.STORE: "do {} operations a second in the store",
+    Kind.EVENTS: "publish {} events a second",
+    Kind.BROKER: "publish {} messages a second",
+}
 
 
 class Gauge:
@@ -121,9 +127,10 @@ class Gauge:
 
     def _refusal(self, wait: float) -> TooManyRequests:
         limit = self.limit
+        does = _DOES.get(self.place.kind, "make {} requests a second")
         return TooManyRequests(
             "limits",
-            f"{self._whose()} may make {limit.rate:g} requests a second"
+            f"{self._whose()} may {does.format(f'{limit.rate:g}')}"
             + (f" ({limit.burst} at once)" if limit.burst else "")
             + "; come again later",
             max(wait, 0.001),
@@ -138,7 +145,7 @@ class Gauge:
         )
 
     def _whose(self) -> str:
-        if self.place.kind is Kind.NAMESPACE:
+        if self.place.kind is Kind.NAMESPACE or self.place.kind in BACKENDS:
             return f"namespace {self.place.namespace}"
         return f"{self.place.kind} {self.place.name}"
 

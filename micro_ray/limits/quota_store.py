@@ -1,73 +1,53 @@
-"""A store whose namespaces may keep so much and no more.
+"""A store whose namespaces may keep so much, and do so much, and no more.
 
-What a namespace keeps is counted by the store (:meth:`Store.usage`), not with each write: between
-two counts this process adds up what it writes, as if nothing were replaced or removed. So it never
-believes in less than its own writes have made; before it refuses one it counts anew, at most once a
-second, and looks what it would replace. What other processes write meanwhile it learns with the
-next count: **the quota may be exceeded by what they write in** :data:`EVERY` **seconds** (or twenty
-times the seconds that a count takes, if that is more). Counts are made beside the writes, but for
-the first. Namespaces without a quota cost a look into a dictionary.
+``tally.py`` counts what is kept, ``meter.py`` what is done: each call of a verb is an operation, a
+transaction too. What a write would replace is looked at before it is refused. A namespace without a
+quota and a rate costs two looks into a dictionary.
+
+What the platform itself keeps here is config, by which quotas are set, and auth, without which
+nobody could log in and set them. Neither is refused, nor is what is done with them, where the
+platform does it: whoever else writes to databases of these names is limited as anywhere.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from typing import Any, cast
 
 from micro_ray.errors import NotFound, TooLarge
 from micro_ray.finding import Examined, Finding
-from micro_ray.limits import Quota
+from micro_ray.limits import Kind, Quota
 from micro_ray.limits.gate import Gate
+from micro_ray.limits.meter import Meter, nobody_asks, platform_itself
+from micro_ray.limits.tally import Amounts, Taken, Tallies
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 
 __all__ = ["QuotaStore"]
 
-log = logging.getLogger(__name__)
-
-#: Seconds between two counts of a namespace that is being written to, and between two when it is
-#: full.
-EVERY, AGAIN = 5.0, 1.0
-#: Part of the time that is spent on counting, at most.
-SHARE = 0.05
-#: What the platform itself keeps here: config, by which quotas are set, and auth, without which
-#: nobody could log in and set them.
+#: Databases of the platform's own.
 EXEMPT = frozenset(("auth", "config"))
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What a namespace keeps, as far as is known: counted ``at``, in ``took`` seconds. ``new_...``
-    is what a count that is under way may not have seen: writes that were being made when it began,
-    and those since; ``open_...`` is what is being written."""
-
-    records: int = 0
-    bytes: int = 0
-    new_records: int = 0
-    new_bytes: int = 0
-    open_records: int = 0
-    open_bytes: int = 0
-    at: float = float("-inf")
-    took: float = 0.0
-    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class QuotaStore(Store):
-    """``store`` is its owner's to open and close; ``gate`` knows the quotas. An ``async with``, for
-    the counts that are under way."""
+    """``store`` is its owner's to open and close; ``gate`` knows the quotas, and keeps limits of
+    the kind STORE. An ``async with``, for the counts that are under way."""
 
     def __init__(
         self, store: Store, gate: Gate, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._gate = gate
-        self._clock = clock
-        self._tallies: dict[str, _Tally] = {}
-        self._counts: set[asyncio.Task[None]] = set()
+        self._meter = Meter(gate, Kind.STORE)
+        self._tallies = Tallies(
+            "store",
+            ("bytes", "records"),
+            self._count,
+            where="in the store",
+            remedy="remove what is not needed",
+            clock=clock,
+        )
 
     async def examine(self) -> list[Finding]:
         """What the store itself finds."""
@@ -75,9 +55,18 @@ class QuotaStore(Store):
 
     async def close(self) -> None:
         """End the counts."""
-        for task in self._counts:
-            task.cancel()
-        await asyncio.gather(*self._counts, return_exceptions=True)
+        await self._tallies.close()
+
+    async def _count(self, namespace: str) -> Amounts:
+        found = await self._store.usage(namespace=namespace)
+        return found.bytes + found.blob_bytes, found.records
+
+    async def _enter(
+        self, *, namespace: str = DEFAULT, database: str = DEFAULT, **rest: Any
+    ) -> None:
+        """Count an operation. Raises TooManyRequests."""
+        if not _exempt(database):
+            await self._meter.enter(namespace)
 
     # -- what takes room ---------------------------------------------------------------------------
 
@@ -88,50 +77,42 @@ class QuotaStore(Store):
         database: str = DEFAULT,
         namespace: str = DEFAULT,
     ) -> list[int]:
-        quota = self._gate.quota(namespace)
-        if quota is None or database in EXEMPT:
+        await self._enter(namespace=namespace, database=database)
+        quota = self._gate.rules(namespace).store
+        if quota is None or _exempt(database):
             return await self._store.transact(operations, database=database, namespace=namespace)
         puts = [row for row in operations if isinstance(row, Put)]
-        records, size = len(puts), sum(len(put.key.encode()) + len(put.value) for put in puts)
+        more = sum(len(put.key.encode()) + len(put.value) for put in puts), len(puts)
         try:
-            tally = await self._take(namespace, quota, records, size)
+            taken = await self._take(namespace, quota, more)
         except TooLarge:
             # What is replaced is looked at only where it decides.
-            old, bytes_ = await self._replaced(puts, database, namespace)
-            records, size = records - old, size - bytes_
-            tally = await self._take(namespace, quota, records, size)
-        tally.open_records += records
-        tally.open_bytes += size
-        try:
+            size, records = await self._replaced(puts, database, namespace)
+            taken = await self._take(namespace, quota, (more[0] - size, more[1] - records))
+        with taken:
             return await self._store.transact(operations, database=database, namespace=namespace)
-        finally:
-            tally.open_records -= records
-            tally.open_bytes -= size
 
     async def write_blob(
         self, key: str, chunks: AsyncIterable[bytes], *, namespace: str = DEFAULT
     ) -> Blob:
-        if self._gate.quota(namespace) is not None:
-            chunks = self._metered(chunks, namespace)
+        await self._enter(namespace=namespace)
+        quota = self._gate.rules(namespace).store
+        if quota is not None:
+            chunks = self._metered(chunks, quota, namespace)
         return await self._store.write_blob(key, chunks, namespace=namespace)
 
-    async def _metered(self, chunks: AsyncIterable[bytes], namespace: str) -> AsyncIterator[bytes]:
-        quota, opened, tally = self._gate.quota(namespace), 0, None
-        try:
+    async def _metered(
+        self, chunks: AsyncIterable[bytes], quota: Quota, namespace: str
+    ) -> AsyncIterator[bytes]:
+        with await self._take(namespace, quota, (0, 0)) as taken:
             async for chunk in chunks:
-                if quota is not None:
-                    tally = await self._take(namespace, quota, 0, len(chunk))
-                    tally.open_bytes += len(chunk)
-                    opened += len(chunk)
+                await self._take(namespace, quota, (len(chunk), 0), taken)
                 yield chunk
-        finally:
-            if tally is not None:
-                tally.open_bytes -= opened
 
     async def _replaced(
         self, puts: Sequence[Put], database: str, namespace: str
     ) -> tuple[int, int]:
-        """How many records are there under the keys of some puts, and their bytes."""
+        """The bytes of the records that are there under the keys of some puts, and how many."""
         records = size = 0
         for table, key in {(put.table, put.key) for put in puts}:
             with contextlib.suppress(NotFound):
@@ -140,90 +121,67 @@ class QuotaStore(Store):
                 )
                 records += 1
                 size += len(key.encode()) + len(found.value)
-        return records, size
+        return size, records
 
-    async def _take(self, namespace: str, quota: Quota, records: int, size: int) -> _Tally:
-        """Room for so much more. Raises TooLarge."""
-        tally = self._tallies.setdefault(namespace, _Tally())
-        period = max(EVERY, tally.took / SHARE)
-        if tally.at == float("-inf"):
-            await self._count(namespace, tally, period)
-        elif self._clock() >= tally.at + period and not tally.counting.locked():
-            task = asyncio.create_task(self._count(namespace, tally, period))
-            self._counts.add(task)
-            task.add_done_callback(self._counted)
-        if (records > 0 or size > 0) and _over(quota, tally, records, size):
-            await self._count(namespace, tally, max(AGAIN, tally.took / SHARE))
-            over = _over(quota, tally, records, size)
-            if over:
-                raise TooLarge(
-                    "store",
-                    f"namespace {namespace} may keep {over}; remove what is not needed, or have "
-                    "its quota raised (config limits.store)",
-                )
-        tally.records += records
-        tally.bytes += size
-        tally.new_records += records
-        tally.new_bytes += size
-        return tally
-
-    def _counted(self, task: asyncio.Task[None]) -> None:
-        self._counts.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("what is kept could not be counted: %s", task.exception())
-
-    async def _count(self, namespace: str, tally: _Tally, period: float) -> None:
-        """Count unless somebody has, within the period."""
-        async with tally.counting:
-            begun = self._clock()
-            if begun < tally.at + period:
-                return
-            tally.new_records, tally.new_bytes = tally.open_records, tally.open_bytes
-            found = await self._store.usage(namespace=namespace)
-            tally.records = found.records + tally.new_records
-            tally.bytes = found.bytes + found.blob_bytes + tally.new_bytes
-            tally.at, tally.took = begun, self._clock() - begun
+    async def _take(
+        self, namespace: str, quota: Quota, more: Amounts, into: Taken | None = None
+    ) -> Taken:
+        return await self._tallies.take(namespace, (quota.bytes, quota.records), more, into)
 
     # -- the rest is the store's -------------------------------------------------------------------
 
     async def read(self, key: str, **place: Any) -> Record:
+        await self._enter(**place)
         return await self._store.read(key, **place)
 
     async def query(self, **options: Any) -> list[Record]:
+        await self._enter(**options)
         return await self._store.query(**options)
 
     async def keys(self, **options: Any) -> list[str]:
+        await self._enter(**options)
         return await self._store.keys(**options)
 
     async def databases(self, *, namespace: str = DEFAULT) -> list[str]:
+        await self._enter(namespace=namespace)
         return await self._store.databases(namespace=namespace)
 
     async def tables(self, database: str = DEFAULT, *, namespace: str = DEFAULT) -> list[str]:
+        await self._enter(namespace=namespace, database=database)
         return await self._store.tables(database, namespace=namespace)
 
     async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        await self._enter(namespace=namespace)
         return await self._store.usage(namespace=namespace)
 
     async def revision(self, *, namespace: str = DEFAULT) -> int:
+        await self._enter(namespace=namespace)
         return await self._store.revision(namespace=namespace)
 
-    def watch(self, **options: Any) -> AsyncIterator[Change]:
-        return self._store.watch(**options)
+    async def watch(self, **options: Any) -> AsyncIterator[Change]:
+        await self._enter(**options)
+        watch = cast("AsyncGenerator[Change, None]", self._store.watch(**options))
+        async with contextlib.aclosing(watch) as changes:
+            async for change in changes:
+                yield change
 
-    def read_blob(self, key: str, *, namespace: str = DEFAULT) -> AsyncIterator[bytes]:
-        return self._store.read_blob(key, namespace=namespace)
+    async def read_blob(self, key: str, *, namespace: str = DEFAULT) -> AsyncIterator[bytes]:
+        await self._enter(namespace=namespace)
+        blob = self._store.read_blob(key, namespace=namespace)
+        async with contextlib.aclosing(cast("AsyncGenerator[bytes, None]", blob)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def delete_blob(self, key: str, *, namespace: str = DEFAULT) -> bool:
+        await self._enter(namespace=namespace)
         return await self._store.delete_blob(key, namespace=namespace)
 
     async def blobs(self, *, prefix: str = "", namespace: str = DEFAULT) -> list[Blob]:
+        await self._enter(namespace=namespace)
         return await self._store.blobs(prefix=prefix, namespace=namespace)
 
 
-def _over(quota: Quota, tally: _Tally, records: int, size: int) -> str:
-    """Which part of a quota there is no room in, in words; blank when there is."""
-    if quota.bytes and tally.bytes + size > quota.bytes:
-        return f"{quota.bytes} bytes in the store and keeps {tally.bytes}"
-    if quota.records and tally.records + records > quota.records:
-        return f"{quota.records} records in the store and keeps {tally.records}"
-    return ""
+def _exempt(database: str) -> bool:
+    """Whether what is done is the platform's own: with its databases, by it, or by whom nobody asks
+    who he is."""
+    return database in EXEMPT and (nobody_asks() or platform_itself())

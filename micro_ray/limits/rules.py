@@ -6,6 +6,9 @@ limit is an object with ``rate``, ``burst`` and ``concurrency``. Names go down w
 paths of config do: ``routes.helloworld.Helloworld.Call``; an object that has a number under one of
 the three is a limit, and its other members go on from there. What no path can have (``@``, ``:``,
 ...) is written ``_`` and two hexadecimal digits: ``accounts.ada_40example.org``.
+
+``store``, ``events`` and ``broker`` have a ``rate`` and a ``burst`` of what is done there, and
+``store`` and ``events`` beside them what may be kept.
 """
 
 from __future__ import annotations
@@ -17,24 +20,39 @@ from typing import Any
 
 from micro_ray.errors import BadRequest, TooLarge
 from micro_ray.limits import (
+    BACKENDS,
     MAX_BURST,
     MAX_CONCURRENCY,
     MAX_NAME,
     MAX_RATE,
     MAX_RULES,
     MIN_RATE,
+    EventQuota,
     Kind,
     Limit,
     Quota,
     Rule,
 )
 
-__all__ = ["ROOT", "Rules", "check_limit", "check_place", "parse", "path_of", "quota_of"]
+__all__ = [
+    "FIELDS",
+    "ROOT",
+    "Rules",
+    "check_limit",
+    "check_place",
+    "event_quota_of",
+    "parse",
+    "path_of",
+    "quota_of",
+]
 
 #: The path of config under which they are.
 ROOT = "limits"
 FIELDS = ("rate", "burst", "concurrency")
 KINDS = tuple(str(kind) for kind in Kind)
+_BACKENDS = {str(kind): kind for kind in BACKENDS}
+#: What may be kept, beside what may be done.
+_QUOTAS = {"store": ("bytes", "records"), "events": ("bytes", "events", "topics"), "broker": ()}
 #: The member of the document that has a kind's limits by name.
 _PLURALS = {
     "accounts": Kind.ACCOUNT,
@@ -50,13 +68,18 @@ class Rules:
     """The rules of one namespace. ``of`` gives those that a request must keep, ``version`` grows
     with each change."""
 
-    __slots__ = ("_each", "_named", "rules", "store", "version")
+    __slots__ = ("_each", "_named", "events", "rules", "store", "version")
 
     def __init__(
-        self, rules: tuple[Rule, ...] = (), version: int = 0, store: Quota | None = None
+        self,
+        rules: tuple[Rule, ...] = (),
+        version: int = 0,
+        store: Quota | None = None,
+        events: EventQuota | None = None,
     ) -> None:
         self.rules = rules
         self.store = store
+        self.events = events
         self.version = version
         self._named = {(rule.kind, _folded(rule.kind, rule.name)): rule for rule in rules}
         self._each = {rule.kind: rule.limit for rule in rules if not rule.name}
@@ -80,6 +103,9 @@ class Rules:
                 rule = Rule(kind=kind, name=name, limit=self._each[kind])
             if rule is not None:
                 found.append(rule)
+        own = _BACKENDS.get(service.lower())
+        if own is not None and own in self._each:
+            found.append(Rule(kind=own, limit=self._each[own]))
         return tuple(found)
 
 
@@ -98,8 +124,8 @@ def parse(document: Any) -> tuple[Rule, ...]:
         where = f"{ROOT}.{word}"
         if word in _PLURALS:
             rules += _named(_PLURALS[word], _object(value, where), where, ())
-        elif word == "store":
-            quota_of(document)
+        elif word in _QUOTAS:
+            rules += _of_backend(Kind(word), value, where)
         elif word in KINDS:
             members = _object(value, where)
             unknown = sorted(members.keys() - set(FIELDS))
@@ -108,7 +134,7 @@ def parse(document: Any) -> tuple[Rule, ...]:
             if members:
                 rules.append(Rule(kind=Kind(word), limit=_limit(members, where)))
         else:
-            known = ", ".join((*KINDS, *_PLURALS, "store"))
+            known = ", ".join((*KINDS, *_PLURALS))
             raise _wrong(where, f"is none of {known}")
     if len(rules) > MAX_RULES:
         raise TooLarge("limits", f"{len(rules)} limits in a namespace; {MAX_RULES} allowed")
@@ -117,19 +143,44 @@ def parse(document: Any) -> tuple[Rule, ...]:
 
 def quota_of(document: Any) -> Quota | None:
     """The quota of the store in a document. Raises BadRequest."""
-    if document is None or document.get("store") is None:
-        return None
-    where = f"{ROOT}.store"
+    given = _kept(document, "store")
+    return Quota(**given) if any(given.values()) else None
+
+
+def event_quota_of(document: Any) -> EventQuota | None:
+    """The quota of events in a document. Raises BadRequest."""
+    given = _kept(document, "events")
+    return EventQuota(**given) if any(given.values()) else None
+
+
+def _of_backend(kind: Kind, value: Any, where: str) -> Iterator[Rule]:
+    """The limit of what is done there, if it has one."""
+    members = _object(value, where)
+    known = (*_QUOTAS[kind], "rate", "burst")
+    unknown = sorted(members.keys() - set(known))
+    if unknown:
+        raise _wrong(f"{where}.{unknown[0]}", f"is none of {', '.join(known)}")
+    _kept({kind: value}, kind)
+    given = {name: value for name, value in members.items() if name in FIELDS}
+    if given:
+        yield Rule(kind=kind, limit=_limit(given, where))
+
+
+def _kept(document: Any, word: str) -> dict[str, int]:
+    """What may be kept in a backend."""
+    if document is None or document.get(word) is None:
+        return {}
+    where = f"{ROOT}.{word}"
     given = {}
-    for name, value in _object(document["store"], where).items():
-        if name not in ("bytes", "records"):
-            raise _wrong(f"{where}.{name}", "is none of bytes, records")
+    for name, value in _object(document[word], where).items():
+        if name not in _QUOTAS[word]:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
             raise _wrong(
                 f"{where}.{name}", f"is {str(value)[:40]!r}, not a whole number below 2**60"
             )
         given[name] = value
-    return Quota(**given) if any(given.values()) else None
+    return given
 
 
 def _named(
@@ -184,8 +235,9 @@ def check_place(kind: str, name: str) -> Kind:
     """Raises BadRequest for a kind that there is not, and a name that it cannot have."""
     if kind not in KINDS:
         raise BadRequest("limits", f"kind {kind[:40]!r} is none of {', '.join(KINDS)}")
-    if kind == Kind.NAMESPACE and name:
-        raise BadRequest("limits", "the limit of a namespace has no name: it is the caller's own")
+    if kind in (Kind.NAMESPACE, *BACKENDS) and name:
+        whose = "a namespace" if kind == Kind.NAMESPACE else f"a namespace in {kind}"
+        raise BadRequest("limits", f"the limit of {whose} has no name: it is the caller's own")
     bad = not name.isprintable() or " " in name or "" in name.split(".")
     if name and (len(name) > MAX_NAME or bad):
         raise BadRequest(

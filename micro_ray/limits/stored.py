@@ -5,15 +5,24 @@ from __future__ import annotations
 import builtins
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from micro_ray.config import Config
 from micro_ray.errors import BadRequest, MicroError, NotFound, TooLarge
-from micro_ray.limits import DEFAULT, Kind, Limit, Limits, Rule, Standing, Use
+from micro_ray.limits import BACKENDS, DEFAULT, WHOLE, Kind, Limit, Limits, Rule, Standing, Use
 from micro_ray.limits.ledger import Ledger
-from micro_ray.limits.rules import FIELDS, ROOT, check_limit, check_place, parse, path_of, quota_of
+from micro_ray.limits.rules import (
+    FIELDS,
+    ROOT,
+    check_limit,
+    check_place,
+    event_quota_of,
+    parse,
+    path_of,
+    quota_of,
+)
 
 __all__ = ["StoredLimits", "standing"]
 
@@ -35,12 +44,30 @@ async def standing(config: Config, namespace: str) -> Standing:
         return _standing(found.data, found.version)
     except MicroError as error:
         good = await _last_good(config, found.version, namespace)
-        return replace(good, version=found.version, problem=error.detail)
+        return replace(_with_whole(good, found.data), version=found.version, problem=error.detail)
 
 
 def _standing(document: Any, version: int) -> Standing:
     """Raises what is wrong with it."""
-    return Standing(rules=parse(document), store=quota_of(document), version=version)
+    return Standing(
+        rules=parse(document),
+        store=quota_of(document),
+        events=event_quota_of(document),
+        version=version,
+    )
+
+
+def _with_whole(good: Standing, document: Any) -> Standing:
+    """With the limits of the namespace as a whole as they are now, if those can be: what its own
+    administrators have set wrong elsewhere must not keep these out."""
+    if not isinstance(document, Mapping):
+        return good
+    try:
+        now = _standing({word: v for word, v in document.items() if word in WHOLE}, 0)
+    except MicroError:
+        return good
+    others = (rule for rule in good.rules if rule.kind not in WHOLE)
+    return replace(now, rules=(*now.rules, *others))
 
 
 async def _last_good(config: Config, version: int, namespace: str) -> Standing:
@@ -90,6 +117,8 @@ class StoredLimits(Limits):
         }
         if not given:
             raise BadRequest("limits", "give a rate, a burst or a concurrency")
+        if place in BACKENDS and concurrency is not None:
+            raise BadRequest("limits", f"concurrency: what is done in {place} has a rate alone")
         before = await self._limit(place, name, namespace)
         values = {field: getattr(before, field) for field in FIELDS} | given
         if rate == 0 and burst is None:

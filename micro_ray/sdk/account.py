@@ -7,6 +7,7 @@ an auth cache, and remembers it for half of its life.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from micro_ray.settings import PLATFORM, Bootstrap
 from micro_ray.wire.remote import Direct
 
 __all__ = ["Account", "Ask", "directly"]
+
+log = logging.getLogger(__name__)
 
 #: Asks a service of the platform, that of an endpoint's handler, with metadata (None: as nobody).
 Ask = Callable[[str, Any, Mapping[str, str] | None], Awaitable[dict[str, Any]]]
@@ -63,6 +66,7 @@ class Account:
         #: By the token that they are of, too: a pass ends with it.
         self._passes: dict[tuple[str, str, str], tuple[float, dict[str, str]]] = {}
         self._turn = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def namespace(self) -> str:
@@ -115,9 +119,28 @@ class Account:
             await asyncio.to_thread(lock.__exit__, None, None, None)
 
     def itself(self, namespace: str, service: str) -> dict[str, str]:
-        """What is said to a service of the platform that is called without asking first."""
+        """What is said to a service of the platform that is called without asking first. A token
+        that is old is renewed meanwhile, for the next time: streams end with theirs, and who opens
+        them again (a follower of routes, say) may be the only one who speaks."""
+        known = self._known
+        if known is not None and known.expires - time.time() <= FRESH and self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(), name="account")
         token = self._boot.token or ("" if self._known is None else self._known.access)
         return {AUTHORIZATION: f"Bearer {token}"} if token and service in PLATFORM else {}
+
+    async def _renew(self) -> None:
+        try:
+            await self.look()
+        except MicroError as error:
+            log.debug("this login is not renewed: %s", error)
+        finally:
+            self._renewing = None
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def to(self, namespace: str, service: str) -> dict[str, str]:
         """The metadata with which a service is called."""

@@ -125,6 +125,7 @@ class AsyncClient:
         nobody = WireDialer(limits=limits, identity=identity)
         account = Account(boot, directly(boot, nobody))
         await account.look()
+        self._stack.push_async_callback(account.close)
         self._account = account
         return WireDialer(limits=limits, identity=identity, credentials=account.itself)
 

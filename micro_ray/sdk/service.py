@@ -328,7 +328,6 @@ class Service:
             boot.auth,
             platform=boot.platform,
             namespace=boot.namespace,
-            tell=False,
         )
         async with trust:
             self._endpoints.callers = trust.callers(self.name, boot.namespace)

@@ -9,12 +9,14 @@ who come that way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ray import serve
 
 from micro_ray.api.app import Api, lifespan
 from micro_ray.serve.door import Door, Ground, hosting
+from micro_ray.serve.figures import asked
 from micro_ray.serve.listener import Listener
 from micro_ray.settings import Settings
 
@@ -38,6 +40,7 @@ class ApiDoor(Door):
             gate=on.gate,
             pressure=on.pressure,
             visitors=on.visitors,
+            others=partial(asked, on.dialer, settings.run) if settings.proxy.port else None,
         )
         return Listener(self.api, settings.api.host, settings.api.port, settings.api)
 

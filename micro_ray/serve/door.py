@@ -34,8 +34,11 @@ FIRST_TABLE = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """``ready()`` says whether a route table has come, and what decides who may do what."""
+    """``ready()`` says whether a route table has come, and what decides who may do what. ``trust``
+    is None where nobody is asked."""
 
+    dialer: WireDialer
+    trust: Trust | None
     visitors: Visitors
     table: Table
     network: Network
@@ -48,7 +51,7 @@ async def ground(stack: contextlib.AsyncExitStack, settings: Settings, name: str
     """All of it, closed with the stack. It waits a little for the first route table: a door
     without one listens, and says 503 until one comes."""
     boot = bootstrap(settings, {})
-    dialer, visitors = await _known(stack, settings, boot.auths, name)
+    dialer, visitors, trust = await _known(stack, settings, boot.auths, name)
     table = Table()
     follower = await stack.enter_async_context(Follower(dialer, boot.routers, table))
     network = Network(table, dialer, host=boot.host, settings=boot.network)
@@ -64,6 +67,8 @@ async def ground(stack: contextlib.AsyncExitStack, settings: Settings, name: str
             await follower.ready.wait()
             await visitors.ready()
     return Ground(
+        dialer=dialer,
+        trust=trust,
         table=table,
         network=network,
         gate=gate,
@@ -75,20 +80,20 @@ async def ground(stack: contextlib.AsyncExitStack, settings: Settings, name: str
 
 async def _known(
     stack: contextlib.AsyncExitStack, settings: Settings, auths: Sequence[str], name: str
-) -> tuple[WireDialer, Visitors]:
+) -> tuple[WireDialer, Visitors, Trust | None]:
     """How the door is known inside, and how it knows who comes."""
     namespace, domain = settings.namespace, settings.api.domain
     limits = limits_of(settings)
     identity = await stack.enter_async_context(identified(settings, name))
     if not settings.key:
         dialer = WireDialer(limits=limits, identity=identity)
-        return dialer, Visitors(namespace=namespace, domain=domain)
+        return dialer, Visitors(namespace=namespace, domain=domain), None
     key = PrivateKey(settings.key)
     passes = platform(key, name)
     dialer = WireDialer(limits=limits, identity=identity, credentials=passes.itself)
     trust = Trust(dialer, auths, settings.auth, platform=key.public)
     await stack.enter_async_context(trust)
-    return dialer, Visitors(
+    visitors = Visitors(
         trust.guard,
         passes,
         namespace=namespace,
@@ -96,6 +101,7 @@ async def _known(
         denials=trust.denials,
         informed=trust.informer.ready,
     )
+    return dialer, visitors, trust
 
 
 class Listening(Protocol):
@@ -118,7 +124,9 @@ class Door:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # awaited by Ray
         self._stack = contextlib.AsyncExitStack()
         try:
-            self._listener = self.listener(settings, await ground(self._stack, settings, self.name))
+            on = await ground(self._stack, settings, self.name)
+            self._listener = self.listener(settings, on)
+            await self._open(self._stack, settings, on)
             await self._listener.start()
             drain, _ = drain_of(settings.runtime.drain_timeout)
             self._stack.push_async_callback(self._listener.stop, drain)
@@ -129,6 +137,9 @@ class Door:
     def listener(self, settings: Settings, on: Ground) -> Listening:
         """What listens, on this ground; it is started and stopped here."""
         raise NotImplementedError
+
+    async def _open(self, stack: contextlib.AsyncExitStack, settings: Settings, on: Ground) -> None:
+        """Open what a door has besides; closed with the stack."""
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose listener is gone."""

@@ -18,10 +18,12 @@ from google.protobuf.message import DecodeError, Message
 
 from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.auth import Resource
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import MicroError
 from micro_ray.router.table import Table
 from micro_ray.serve.descriptors import package_of, service_of
 from micro_ray.serve.heads import head_of, text_of
+from micro_ray.wire.statuses import code_of, message_of
 
 __all__ = ["FILE", "NAME", "Health", "Status", "question", "status_in"]
 
@@ -157,8 +159,17 @@ class Health(grpc.GenericRpcHandler):
         return made
 
     async def _watch(self, body: bytes, context: Any) -> None:
-        service, told = await _asked(body, context), None
+        service = await _asked(body, context)
         visitor = self._visitor(context)
+        try:
+            with self._visitors.stay(visitor, None) as stay:
+                await self._tell(service, visitor, stay, context)
+        except MicroError as error:
+            await context.abort(code_of(error), message_of(error))
+
+    async def _tell(self, service: str, visitor: Visitor, stay: Stay, context: Any) -> None:
+        """Tell the status and what becomes of it. Raises when the visitor's token has ended."""
+        told: Status | None = None
         leaving = asyncio.ensure_future(self._leaving.wait())
         try:
             while True:
@@ -170,7 +181,9 @@ class Health(grpc.GenericRpcHandler):
                         await context.write(_Response(status=status).SerializeToString())
                     if self._leaving.is_set():
                         return
-                    await asyncio.wait([changed, leaving], return_when=asyncio.FIRST_COMPLETED)
+                    waits: list[asyncio.Future[Any]] = [changed, leaving, stay.over]
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                    stay.check()
                 finally:
                     changed.cancel()
         finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -21,8 +22,10 @@ import grpc
 
 from micro_ray.api.body import JSON, OCTETS
 from micro_ray.api.metadata import MAX_CREDENTIALS, metadata_of
+from micro_ray.api.metrics import Metrics
 from micro_ray.api.paths import AllPaths, Target
-from micro_ray.api.visitors import Visitor, Visitors
+from micro_ray.api.visitors import Visitor, Visitors, counted
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -92,7 +95,7 @@ class Proxy(grpc.GenericRpcHandler):
         self._gate = gate
         self._pressure = pressure or Pressure(1.0)
         self._paths = AllPaths(network.table)
-        self.in_flight = 0
+        self.metrics = Metrics()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method; one that fails where there is none."""
@@ -103,19 +106,21 @@ class Proxy(grpc.GenericRpcHandler):
                 what = f"metadata authorization over {MAX_CREDENTIALS} bytes"
                 raise HeadersTooLarge("proxy", what)
             visitor = self._visitors.of(head_of(sent))
-            target = self._paths.of(visitor.namespace).named(*names)
-            self._visitors.check(visitor, target.resource)
+            stranger = self._visitors.stranger(visitor)
+            target = self._paths.of(visitor.namespace, stranger=stranger).named(*names)
+            self._visitors.check(visitor, target.resource, stream=bool(target.stream))
         except MicroError as error:
             refused = error  # the name of an except clause ends with it
 
             async def refuse(_: Any, context: Any) -> None:
+                self.metrics.count(self._visitors.nobody.namespace, "proxy", refused.grpc, None)
                 await _abort(context, refused)
 
             return grpc.stream_stream_rpc_method_handler(refuse)
         if target.stream:
 
             async def stream(_: Any, context: Any) -> None:
-                await self._serve(context, sent, visitor, target, self._stream)
+                await self._serve(context, sent, visitor, target, self._stream, visitor)
 
             return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -135,8 +140,8 @@ class Proxy(grpc.GenericRpcHandler):
     ) -> bytes | None:
         """One call, its errors as statuses."""
         metadata: dict[str, str] = {}
-        admission = FREE
-        self.in_flight += 1
+        admission, begun, code = FREE, time.perf_counter(), "OK"
+        self.metrics.in_flight += 1
         try:
             self._check()
             metadata = self._metadata(context, sent, visitor, target.service)
@@ -146,19 +151,27 @@ class Proxy(grpc.GenericRpcHandler):
             answer: bytes | None = await how(context, target, metadata, form, *args)
             return answer
         except MicroError as error:
+            code = error.grpc
             await _abort(context, error, metadata.get("x-request-id", ""))
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         except Exception:
+            code = "INTERNAL"
             request_id = metadata.get("x-request-id", "")
             log.exception("call %s failed in the door", request_id)
             shown = f"the door failed; its log has {request_id}"
             await _abort(context, InternalError("proxy", shown), request_id)
         finally:
-            self.in_flight -= 1
             admission.release()
+            self.metrics.in_flight -= 1
+            seconds = None if target.stream else time.perf_counter() - begun
+            place = counted(visitor, target.service), target.service
+            self.metrics.count(*place, code, seconds)
 
     def _check(self) -> None:
         """Raises Unavailable when this replica has too much to do."""
-        if self.in_flight > self._settings.max_in_flight:
+        if self.metrics.in_flight > self._settings.max_in_flight:
             raise Unavailable("proxy", "too many calls are under way here", 1.0)
         if self._pressure.short:
             raise Unavailable(
@@ -169,7 +182,8 @@ class Proxy(grpc.GenericRpcHandler):
         """What lets a call in. Raises TooManyRequests."""
         if self._gate is None:
             return FREE
-        call = (visitor.namespace, visitor.account, target.service, target.endpoint)
+        space = self._visitors.limited_in(visitor)
+        call = (space, visitor.account, target.service, target.endpoint)
         return self._gate.admit(*call) or await self._gate.obtain(*call)
 
     def _metadata(
@@ -206,7 +220,13 @@ class Proxy(grpc.GenericRpcHandler):
         return form.answer(answer)
 
     async def _stream(
-        self, context: Any, target: Target, metadata: dict[str, str], form: Form
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, visitor: Visitor
+    ) -> None:
+        with self._visitors.stay(visitor, target.resource) as stay:
+            await self._stay(context, target, metadata, form, stay)
+
+    async def _stay(
+        self, context: Any, target: Target, metadata: dict[str, str], form: Form, stay: Stay
     ) -> None:
         left = context.time_remaining()
         stream = await self._network.open(
@@ -218,11 +238,14 @@ class Proxy(grpc.GenericRpcHandler):
             metadata=metadata,
         )
         async with stream:
+            stay.over.add_done_callback(lambda _: stream.cancel())
             feed = asyncio.create_task(_feed(context, stream, form))
             try:
                 async for message in stream:
                     await context.write(form.answer(message))
+                    stay.check()
             except MicroError:
+                stay.check()  # it is why the stream was given up
                 if feed.done():
                     feed.result()  # what the client sent is why it ended
                 raise

@@ -14,6 +14,7 @@ from ray import serve
 from micro_ray.errors import Unavailable
 from micro_ray.serve.catalogue import Catalogues
 from micro_ray.serve.door import Door, Ground, hosting
+from micro_ray.serve.figures import SERVICE, told
 from micro_ray.serve.grpc_listener import GrpcListener
 from micro_ray.serve.health import NAME as HEALTH
 from micro_ray.serve.health import Health, Status, question, status_in
@@ -34,7 +35,7 @@ class ProxyDoor(Door):
 
     def listener(self, settings: Settings, on: Ground) -> GrpcListener:
         leaving, catalogues = asyncio.Event(), Catalogues(on.table)
-        proxy = Proxy(
+        self.proxy = proxy = Proxy(
             on.network,
             catalogues,
             settings.proxy,
@@ -45,6 +46,10 @@ class ProxyDoor(Door):
         health = Health(on.table, on.visitors, ready=on.ready, leaving=leaving)
         reflection = Reflection(catalogues, on.visitors, leaving=leaving)
         return GrpcListener([health, reflection, proxy], settings.proxy, leaving)
+
+    async def _open(self, stack: contextlib.AsyncExitStack, settings: Settings, on: Ground) -> None:
+        callers = None if on.trust is None else on.trust.callers(SERVICE)
+        await stack.enter_async_context(told(self.proxy.metrics, settings.run, callers))
 
     async def __call__(self) -> None:
         """Serve has no route to this door."""

@@ -4,7 +4,8 @@ that know nothing beforehand. Both have the same messages under two names."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from micro_ray.api.visitors import Visitor, Visitors
 from micro_ray.auth import Resource
+from micro_ray.auth.stays import Stay
 from micro_ray.errors import MicroError
 from micro_ray.serve import health
 from micro_ray.serve.catalogue import Catalogues, Shown
@@ -70,16 +72,22 @@ class Reflection(grpc.GenericRpcHandler):
     async def _serve(self, _: Any, context: Any) -> None:
         try:
             visitor = self._visitors.of(head_of(text_of(context.invocation_metadata())))
+            with self._visitors.stay(visitor, None) as stay:
+                await self._answers(context, visitor, stay)
         except MicroError as error:
             await context.abort(code_of(error), message_of(error))
-        async for body in _until(self._leaving, context):
-            try:
-                asked = reflection_pb2.ServerReflectionRequest.FromString(body)
-            except DecodeError:
-                await context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT, "this is no ServerReflectionRequest"
-                )
-            await context.write(self._answer(asked, visitor).SerializeToString())
+
+    async def _answers(self, context: Any, visitor: Visitor, stay: Stay) -> None:
+        """One to each question. Raises when the visitor's token has ended."""
+        async with contextlib.aclosing(_until(self._leaving, stay, context)) as bodies:
+            async for body in bodies:
+                try:
+                    asked = reflection_pb2.ServerReflectionRequest.FromString(body)
+                except DecodeError:
+                    await context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT, "this is no ServerReflectionRequest"
+                    )
+                await context.write(self._answer(asked, visitor).SerializeToString())
 
     def _answer(
         self, asked: reflection_pb2.ServerReflectionRequest, visitor: Visitor
@@ -169,14 +177,16 @@ def _gather(file: Any, found: dict[str, Any]) -> None:
             _gather(needed, found)
 
 
-async def _until(leaving: asyncio.Event, context: Any) -> AsyncIterator[bytes]:
-    """The messages of a client until it ends or the door leaves."""
+async def _until(leaving: asyncio.Event, stay: Stay, context: Any) -> AsyncGenerator[bytes, None]:
+    """The messages of a client until it ends or the door leaves. Raises why its stay is over."""
     left = asyncio.ensure_future(leaving.wait())
     try:
         while not left.done():
             reading = asyncio.ensure_future(context.read())
             try:
-                await asyncio.wait([reading, left], return_when=asyncio.FIRST_COMPLETED)
+                waits = [reading, left, stay.over]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                stay.check()
                 if not reading.done():
                     return
                 message = reading.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from micro_ray.auth import Identity, Update
@@ -16,17 +16,25 @@ from micro_ray.wire.auth import bearer
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 
-__all__ = ["endpoints"]
+__all__ = ["Lives", "endpoints"]
 
 NAME = "authcache"
 
 
+#: Whether a process, by its namespace and id, is there; True while that cannot be told.
+Lives = Callable[[str, str], Awaitable[bool]]
+
+
 def endpoints(
-    cache: Cache, passes: Passes | None = None, issuer: Issuer | None = None
+    cache: Cache,
+    passes: Passes | None = None,
+    issuer: Issuer | None = None,
+    lives: Lives | None = None,
 ) -> Endpoints:
     """Service ``authcache``: what guards follow, and how it stands; with the platform's ``passes``
     and ``issuer``, credentials for who has proved who he is. They take the platform's key alone, so
-    that they are had while auth is away."""
+    that they are had while auth is away. A process that does not live (``lives``) any more is given
+    none: who has its key would be it for ever."""
 
     async def follow(namespace: str | None = None, mark: str = "") -> AsyncIterator[Update]:
         """Keys, rules and revocations, then what changes; large ones in parts."""
@@ -36,7 +44,8 @@ def endpoints(
                     yield part
 
     async def status() -> Status:
-        """What is known, and how many follow it."""
+        """What is known, and how many follow it. For the platform."""
+        current().within("*")
         return await cache.status()
 
     async def renew() -> dict[str, str]:
@@ -44,6 +53,8 @@ def endpoints(
         identity: Identity | None = current().identity
         if issuer is None or identity is None or not identity.key:
             raise Forbidden(NAME, "a process renews its token by a pass of its own key")
+        if lives is not None and not await lives(identity.namespace, identity.id):
+            raise Forbidden(NAME, f"{identity.id} runs no more: its token ends")
         scopes = identity.scopes
         return {"access": issuer.issue(identity.id, identity.namespace, scopes, identity.key)}
 
@@ -52,7 +63,7 @@ def endpoints(
         identity: Identity | None = current().identity
         if passes is None or identity is None:
             raise Unauthorized(NAME, "passes are for who has proved who he is: log in")
-        metadata = passes.to(namespace, service, identity)
+        metadata = passes.to(namespace, service, identity, handed=True)
         return {"metadata": metadata, "renew": time.time() + LIFE / 2}
 
     table = Endpoints(NAME)

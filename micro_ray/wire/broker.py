@@ -16,6 +16,7 @@ from micro_ray.errors import (
     Cancelled,
     GatewayTimeout,
     NotFound,
+    Unauthorized,
     Unavailable,
 )
 from micro_ray.network import Stream
@@ -202,7 +203,7 @@ class _RemoteSubscription(Subscription):
                 continue
             try:
                 message = await stream.receive()
-            except _GONE:
+            except (*_GONE, Unauthorized):  # with its token, say: there may be another
                 message = None
             if message is not None:
                 return _message(message)

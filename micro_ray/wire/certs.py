@@ -74,11 +74,13 @@ class _Face:
         return await self._certs.roots()
 
     async def list(self) -> builtins.list[Certificate]:
-        """The certificates that are alive."""
+        """The certificates that are alive. For the platform."""
+        current().within("*")
         return await self._certs.list()
 
     async def renew(self) -> Roots:
-        """Begin to replace the authority's key."""
+        """Begin to replace the authority's key. For the platform."""
+        current().within("*")
         return await self._certs.renew()
 
     async def watch(self) -> AsyncIterator[Roots]:

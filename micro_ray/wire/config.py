@@ -22,6 +22,7 @@ from micro_ray.config import (
 from micro_ray.context import current
 from micro_ray.errors import BadGateway, GatewayTimeout, NotFound, Unavailable
 from micro_ray.wire.closing import closing
+from micro_ray.wire.config_kept import Kept, only
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.remote import Caller, from_json, to_json
 
@@ -47,6 +48,7 @@ class _Face:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._kept = Kept(config)
 
     async def get(
         self, path: str = "", at: int = 0, secret: bool = False, default: Any = None, by: str = ""
@@ -77,6 +79,7 @@ class _Face:
         by: str = "",
     ) -> dict[str, int]:
         """Put a value at a path. With expected only over that version of it (0: nothing)."""
+        expected = only(expected, await self._kept.set(path, value))
         version = await self._config.set(
             path,
             value,
@@ -89,6 +92,7 @@ class _Face:
 
     async def delete(self, path: str, expected: int | None = None, by: str = "") -> dict[str, int]:
         """Remove what is at a path."""
+        expected = only(expected, await self._kept.delete(path))
         version = await self._config.delete(
             path, expected=expected, by=_by(by), namespace=current().namespace
         )
@@ -103,6 +107,7 @@ class _Face:
         by: str = "",
     ) -> dict[str, int]:
         """Merge a patch into what is at a path; null removes."""
+        expected = only(expected, await self._kept.merge(path, value))
         version = await self._config.merge(
             path,
             value,
@@ -149,6 +154,7 @@ class _Face:
         self, version: int, path: str = "", expected: int | None = None, by: str = ""
     ) -> dict[str, int]:
         """Make what is at a path as it was in a version."""
+        expected = only(expected, await self._kept.rollback(version, path))
         number = await self._config.rollback(
             version, path=path, expected=expected, by=_by(by), namespace=current().namespace
         )
@@ -170,7 +176,8 @@ class _Face:
                 yield item
 
     async def rotate(self, by: str = "") -> Rotation:
-        """Make a new key and seal all secrets with it."""
+        """Make a new key and seal all secrets with it. For the platform."""
+        current().within("*")
         return await self._config.rotate(by=_by(by))
 
 

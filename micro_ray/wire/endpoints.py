@@ -22,22 +22,16 @@ import functools
 import inspect
 import os
 import re
-import sys
 import threading
 import time
-import typing
 from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
     Mapping,
 )
-from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_origin
-
-import msgspec
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from micro_ray.auth import Identity, Resource
 from micro_ray.context import CURRENT, DEFAULT_NAMESPACE, Context
@@ -46,11 +40,13 @@ from micro_ray.finding import Finding, Findings
 from micro_ray.limits.gate import ADMITTED, FREE, Admission, Gate
 from micro_ray.network import Refused
 from micro_ray.registry import MAX_NAME, Endpoint
-from micro_ray.wire.schema import Codec, codec, kind_of_fields
+from micro_ray.wire.schema import Codec, codec
 from micro_ray.wire.server import Incoming
+from micro_ray.wire.signatures import Shape, invoker, shape_of
 
 if TYPE_CHECKING:  # it loads what verifies tokens
     from micro_ray.auth.callers import Callers
+    from micro_ray.auth.stays import Stay
 
 __all__ = ["Endpoints", "endpoint_name", "fold"]
 
@@ -61,7 +57,6 @@ MAX_SPELLINGS = 1000
 #: Seconds that a health check has; who asks waits five.
 CHECK = 4.0
 
-_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+")
 
 Check = Callable[[], Awaitable[None]]
@@ -85,22 +80,11 @@ def fold(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """An endpoint that is served, and what rules call it."""
+    """An endpoint that is served, what rules call it, and whether it streams."""
 
     resource: Resource
     serve: Serve
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
-    """What a signature says."""
-
-    stream: str
-    request: Any
-    response: Any
-    context: str
-    argument: str
-    fields: tuple[str, ...]
+    streams: bool
 
 
 class Endpoints:
@@ -126,7 +110,7 @@ class Endpoints:
             ("Debug.Stats", self._stats),
             ("Debug.Backend", self._backend),
         ):
-            self._keep(name, self._build(name, function)[1])
+            self._keep(name, *self._build(name, function))
 
     def add(
         self,
@@ -159,11 +143,12 @@ class Endpoints:
                 metadata=described,
             ),
         )
-        self._keep(name, serve)
+        self._keep(name, shape, serve)
         return self
 
-    def _keep(self, name: str, serve: Serve) -> None:
-        self._serve[fold(name)] = _Served(Resource(name=self.service, endpoint=name), serve)
+    def _keep(self, name: str, shape: Shape, serve: Serve) -> None:
+        resource = Resource(name=self.service, endpoint=name)
+        self._serve[fold(name)] = _Served(resource, serve, bool(shape.stream))
 
     def check(self, function: Check) -> None:
         """Add a health check: an async function that raises when something is wrong."""
@@ -199,23 +184,25 @@ class Endpoints:
             admission = self.gate.admit(*where) or await self.gate.obtain(*where)
         self.in_flight += 1
         self._requests += 1
-        token = CURRENT.set(
-            Context(
-                namespace=namespace,
-                caller=account,
-                service=self.service,
-                endpoint=head.endpoint,
-                deadline=incoming.deadline,
-                trace=metadata.get("traceparent", ""),
-                request_id=metadata.get("x-request-id", ""),
-                metadata=metadata,
-                identity=identity,
-                trusted=trusted,
-                reach=self._reach(identity, served.resource),
-                peer=incoming.proved,
-            )
-        )
+        stay, token = None, None
         try:
+            stay = self._stay(incoming, identity, namespace, served)
+            token = CURRENT.set(
+                Context(
+                    namespace=namespace,
+                    caller=account,
+                    service=self.service,
+                    endpoint=head.endpoint,
+                    deadline=incoming.deadline,
+                    trace=metadata.get("traceparent", ""),
+                    request_id=metadata.get("x-request-id", ""),
+                    metadata=metadata,
+                    identity=identity,
+                    trusted=trusted,
+                    reach=self._reach(identity, served.resource, stay),
+                    peer=incoming.proved,
+                )
+            )
             await served.serve(incoming)
         except MicroError as error:
             self._errors += error.code >= 500
@@ -231,7 +218,10 @@ class Endpoints:
         finally:
             self.in_flight -= 1
             admission.release()
-            CURRENT.reset(token)
+            if stay is not None:
+                stay.leave()
+            if token is not None:
+                CURRENT.reset(token)
 
     def _admit(
         self, metadata: Mapping[str, str], resource: Resource
@@ -240,10 +230,31 @@ class Endpoints:
             return None, metadata.get("micro-namespace", DEFAULT_NAMESPACE), True
         return self.callers.admit(metadata, resource)
 
-    def _reach(self, identity: Identity | None, resource: Resource) -> Callable[[str], None] | None:
-        if self.callers is None:
+    def _stay(
+        self, incoming: Incoming, identity: Identity | None, namespace: str, served: _Served
+    ) -> Stay | None:
+        """A stream ends when its caller may no more; a unary call is decided once."""
+        if self.callers is None or not served.streams:
             return None
-        return functools.partial(self.callers.check, identity, resource)
+        stay = self.callers.stay(identity, served.resource, namespace)
+        stay.over.add_done_callback(lambda over: incoming.end_by(over.result()))
+        return stay
+
+    def _reach(
+        self, identity: Identity | None, resource: Resource, stay: Stay | None
+    ) -> Callable[[str], None] | None:
+        callers = self.callers
+        if callers is None:
+            return None
+        if stay is None:
+            return functools.partial(callers.check, identity, resource)
+
+        def reach(namespace: str) -> None:
+            callers.check(identity, resource, namespace)
+            if namespace != "*":
+                stay.also(namespace)
+
+        return reach
 
     def _find(self, name: str) -> _Served:
         if len(name) > MAX_NAME:
@@ -262,12 +273,12 @@ class Endpoints:
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build(self, name: str, function: Callable[..., Any]) -> tuple[_Shape, Serve]:
+    def _build(self, name: str, function: Callable[..., Any]) -> tuple[Shape, Serve]:
         where = f"{self.service}.{name}"
-        shape = _shape(where, function)
+        shape = shape_of(where, function)
         request = codec(shape.request, where, f"parameter {shape.argument}")
         response = codec(shape.response, where, "the answer")
-        invoke = _invoker(function, shape)
+        invoke = invoker(function, shape)
         make = {
             "": _unary,
             "server": _server_stream,
@@ -314,129 +325,6 @@ async def _checked(check: Check) -> str:
     except Exception as error:
         return f"{name}: {type(error).__name__}: {error}"
     return ""
-
-
-def _shape(where: str, function: Callable[..., Any]) -> _Shape:
-    if inspect.isgeneratorfunction(function):
-        raise TypeError(f"{where}: a stream of answers takes an async function")
-    signature = inspect.signature(function)
-    try:
-        hints = typing.get_type_hints(_unwrapped(function), include_extras=True)
-    except NameError as error:
-        raise TypeError(f"{where}: {error} in its annotations") from None
-    context, parameters = "", []
-    for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(f"{where}: *{parameter.name} cannot be a field of a request")
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise TypeError(f"{where}: {parameter.name} is positional only; remove the '/'")
-        if hints.get(parameter.name) is Context:
-            context = parameter.name
-        else:
-            parameters.append(parameter)
-    response = hints.get("return", Any)
-    streams_out = get_origin(response) in _STREAMS
-    if streams_out:
-        response = (get_args(response) or (Any,))[0]
-    elif inspect.isasyncgenfunction(function):
-        streams_out, response = True, Any
-    argument, request = "", None
-    fields: tuple[str, ...] = ()
-    streams_in = False
-    if len(parameters) == 1:
-        kind = hints.get(parameters[0].name, Any)
-        if get_origin(kind) in _STREAMS:
-            streams_in, argument = True, parameters[0].name
-            request = (get_args(kind) or (Any,))[0]
-        elif _whole(kind):
-            argument, request = parameters[0].name, kind
-    if parameters and not argument:
-        fields = tuple(p.name for p in parameters)
-        request = kind_of_fields(
-            where, [(p.name, hints.get(p.name, Any), _default(p)) for p in parameters]
-        )
-    stream = {
-        (False, False): "", (False, True): "server", (True, False): "client", (True, True): "bidi",
-    }[streams_in, streams_out]  # fmt: skip
-    return _Shape(
-        stream=stream,
-        request=request,
-        response=response,
-        context=context,
-        argument=argument,
-        fields=fields,
-    )
-
-
-def _unwrapped(function: Callable[..., Any]) -> Any:
-    if isinstance(function, functools.partial):
-        return _unwrapped(function.func)
-    if not inspect.isroutine(function) and not isinstance(function, type):
-        function = type(function).__call__  # an object that can be called
-    return getattr(function, "__func__", function)
-
-
-def _default(parameter: inspect.Parameter) -> Any:
-    if parameter.default is parameter.empty:
-        return msgspec.NODEFAULT
-    return parameter.default
-
-
-def _whole(kind: Any) -> bool:
-    """Whether a single parameter of this type is the whole request, not a field of it."""
-    origin = get_origin(kind)
-    if kind in (bytes, Any, dict, Mapping) or origin in (dict, Mapping):
-        return True
-    if isinstance(origin, type):
-        kind = origin  # Page of Page[int]
-    if not isinstance(kind, type):
-        return False
-    if is_dataclass(kind) or issubclass(kind, msgspec.Struct) or typing.is_typeddict(kind):
-        return True
-    pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and issubclass(kind, pydantic.BaseModel)
-
-
-def _invoker(function: Callable[..., Any], shape: _Shape) -> Callable[[Any], Any]:
-    """``invoke(request)`` -> what the function returns (awaitable or async iterator)."""
-    if not inspect.iscoroutinefunction(function) and not inspect.isasyncgenfunction(function):
-        if shape.stream in ("server", "bidi"):
-            target = function  # a plain function that returns an async iterator
-        else:
-            target = functools.partial(_threaded, function)
-    else:
-        target = function
-    if not shape.context and shape.argument:
-        argument = shape.argument
-        first = next(iter(inspect.signature(function).parameters.values()))
-        if first.kind is first.POSITIONAL_OR_KEYWORD:
-            return target
-        return lambda request: target(**{argument: request})
-
-    def invoke(request: Any) -> Any:
-        given: dict[str, Any] = {}
-        if shape.argument:
-            given[shape.argument] = request
-        for field in shape.fields:
-            given[field] = getattr(request, field)
-        if shape.context:
-            given[shape.context] = CURRENT.get()
-        return target(**given)
-
-    return invoke
-
-
-async def _threaded(function: Callable[..., Any], /, *args: Any, **given: Any) -> Any:
-    """Run a function in a thread; what it returns may be for the loop to await."""
-
-    def run() -> Any:
-        try:
-            return function(*args, **given)
-        except StopIteration as raised:  # a future cannot carry it, and would wait for ever
-            raise RuntimeError("the service raised StopIteration") from raised
-
-    answer = await asyncio.to_thread(run)
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _unary(invoke: Callable[[Any], Any], request: Codec, response: Codec) -> Serve:

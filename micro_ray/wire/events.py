@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from micro_ray.context import current
-from micro_ray.events import Events, Published, Topic
+from micro_ray.events import Events, Published, Topic, Usage
 from micro_ray.wire.closing import closing
 from micro_ray.wire.endpoints import Endpoints
 from micro_ray.wire.event_records import (
@@ -138,6 +138,10 @@ class _Face:
         """The topics of the namespace."""
         return {"topics": await self._events.topics(namespace=current().namespace)}
 
+    async def usage(self) -> Usage:
+        """What the namespace keeps, counted now."""
+        return await self._events.usage(namespace=current().namespace)
+
     async def retain(
         self, topic: str, ttl: float | None = None, max_size: int | None = None
     ) -> Topic:
@@ -201,7 +205,7 @@ def endpoints(events: Events) -> Endpoints:
     face, table = _Face(events), Endpoints(NAME)
     for name in (
         "publish", "consume", "fetch", "ack", "nack", "progress", "read", "replay", "topics",
-        "retain", "delete", "groups", "dead", "requeue", "discard",
+        "usage", "retain", "delete", "groups", "dead", "requeue", "discard",
     ):  # fmt: skip
         table.add(f"Events.{name.title()}", getattr(face, name))
     return table.add("Events.DeleteGroup", face.delete_group)

@@ -150,6 +150,6 @@ class Supply:
     async def _read(self, namespace: str) -> None:
         """The rules as they are now; what cannot be is said, and those before stay."""
         now = await standing(self._config, namespace)
-        self._gate.rule(namespace, Rules(now.rules, now.version, now.store))
+        self._gate.rule(namespace, Rules(now.rules, now.version, now.store, now.events))
         if now.problem:
             log.warning("limits of %s in config that are not in force: %s", namespace, now.problem)

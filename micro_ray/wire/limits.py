@@ -14,6 +14,7 @@ from micro_ray.errors import BadRequest, TooManyRequests
 from micro_ray.limits import Limits, Rule, Standing
 from micro_ray.limits.ledger import Ask, Grant, Ledger
 from micro_ray.wire.endpoints import Endpoints
+from micro_ray.wire.own import of_whole
 
 __all__ = ["NAME", "Granted", "Lender", "Said", "endpoints"]
 
@@ -48,7 +49,8 @@ class Lender:
         self._swept = 0.0
 
     async def lend(self, messages: AsyncIterator[Said]) -> AsyncIterator[Granted]:
-        """A door's line: what it says comes in, what it gets goes out. Ends with it."""
+        """A door's line: what it says comes in, what it gets goes out. Ends with it. Who is no
+        process of the platform borrows within its own namespace."""
         if len(self._lines) >= MAX_DOORS:
             raise TooManyRequests(NAME, f"{MAX_DOORS} doors are attached here", 1.0)
         door = self.ledger.attach()
@@ -74,9 +76,13 @@ class Lender:
             self._tell(self.ledger.detach(door, time.monotonic()))
 
     async def _listen(self, door: int, messages: AsyncIterator[Said]) -> None:
+        context = current()
         async for said in messages:
             if len(said.asks) > MAX_ASKS:
                 raise BadRequest(NAME, f"over {MAX_ASKS} asks in one message")
+            if context.whose is not None:
+                for ask in said.asks:
+                    context.within(ask.place.namespace)
             now = time.monotonic()
             self._tell(self.ledger.ask(door, said.asks, now))
             if now > self._swept + SWEEP:
@@ -112,6 +118,7 @@ class _Face:
         by: str = "",
     ) -> Rule:
         """Set the limit of a namespace, account, service or route (0 removes a number)."""
+        of_whole(kind)
         return await self._limits.set(
             kind,
             name,
@@ -124,6 +131,7 @@ class _Face:
 
     async def unset(self, kind: str, name: str = "", by: str = "") -> None:
         """Remove a limit."""
+        of_whole(kind)
         who = current().caller or by
         await self._limits.unset(kind, name, by=who, namespace=current().namespace)
 

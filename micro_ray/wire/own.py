@@ -1,7 +1,8 @@
 """What the platform keeps for itself among what users keep, and who may touch it: in the store of
 its own namespace the accounts and rules of auth, config, and the workloads and sources of the
 runtime, which only those may touch who act in every namespace; in the events of every namespace
-what was done there, which who administers it may read and nobody but the platform may write."""
+what was done there, which who administers it may read and nobody but the platform may write; and
+the limits of a namespace as a whole, which its administrators may read."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from micro_ray.auth.records import DATABASE as AUTH
 from micro_ray.config.records import DATABASE as CONFIG
 from micro_ray.context import DEFAULT_NAMESPACE, current
 from micro_ray.errors import Forbidden
+from micro_ray.limits import WHOLE
 from micro_ray.runtime.archives import PREFIX as SOURCES
 from micro_ray.runtime.desired import TABLE as WORKLOADS
 from micro_ray.store import DEFAULT, Blob
 
-__all__ = ["Own", "of_audit"]
+__all__ = ["Own", "of_audit", "of_whole"]
 
 DATABASES = frozenset((AUTH, CONFIG))
 
@@ -76,5 +78,13 @@ def of_audit(topic: str, *, written: bool = False) -> None:
         return
     if written:
         raise Forbidden("events", f"topic {topic} is the platform's to write")
-    if context.identity is None or not context.identity.admin:
+    who = context.identity
+    if who is None or not who.admin or who.namespace != context.namespace:
         raise Forbidden("events", f"topic {topic} is for who administers {context.namespace}")
+
+
+def of_whole(kind: str) -> None:
+    """Raises Forbidden for a limit of a namespace as a whole where the caller does not act in every
+    namespace: it would bind nobody who can lift it."""
+    if kind in WHOLE and current().whose is not None:
+        raise Forbidden("limits", f"limits of a whole {kind} are set by who keeps the platform")

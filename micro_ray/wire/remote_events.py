@@ -20,6 +20,7 @@ from micro_ray.events import (
     Published,
     Start,
     Topic,
+    Usage,
 )
 from micro_ray.wire.event_records import (
     Consume,
@@ -231,6 +232,9 @@ class RemoteEvents(Events):
     async def topics(self, *, namespace: str = DEFAULT) -> list[Topic]:
         body = await self._call("Topics", {}, namespace, safe=True)
         return from_json(body, dict[str, list[Topic]], NAME)["topics"]
+
+    async def usage(self, *, namespace: str = DEFAULT) -> Usage:
+        return from_json(await self._call("Usage", {}, namespace, safe=True), Usage, NAME)
 
     async def retain(
         self,

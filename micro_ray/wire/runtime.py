@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+)
 from dataclasses import replace
 from typing import Any
 
 from micro_ray.context import current
-from micro_ray.errors import MicroError, Unavailable
+from micro_ray.errors import BadRequest, MicroError, NotFound, Unavailable
 from micro_ray.network.network import Network
 from micro_ray.router import Filter
 from micro_ray.runtime import LogLine, Progress, Replica, Runtime, Status, Workload
@@ -17,7 +24,7 @@ from micro_ray.runtime.source import pieces
 from micro_ray.wire.endpoints import Endpoints, endpoint_name
 from micro_ray.wire.remote import Caller, from_json, to_json
 
-__all__ = ["RemoteRuntime", "endpoints", "gate"]
+__all__ = ["RemoteRuntime", "endpoints", "gate", "lives"]
 
 NAME = "runtime"
 #: Seconds that a replica has to say that it is healthy.
@@ -43,8 +50,10 @@ class _Face:
         await self._runtime.delete(name, current().namespace)
 
     async def read(self, name: str = "") -> list[Status]:
-        """All workloads, or one."""
-        return await self._runtime.read(name, current().namespace)
+        """All workloads, or one; the values of their variables for who administers and for
+        services alone."""
+        found = await self._runtime.read(name, current().namespace)
+        return found if current().entrusted else [_without_values(status) for status in found]
 
     async def logs(self, name: str, tail: int = 15, follow: bool = False) -> AsyncIterator[LogLine]:
         """The last lines of all replicas, then what comes."""
@@ -63,6 +72,11 @@ class _Face:
     async def upload(self, archive: AsyncIterator[bytes]) -> dict[str, Any]:
         """Keep a packed source; the answer has its digest."""
         return {"digest": await self._runtime.upload(archive, current().namespace)}
+
+
+def _without_values(status: Status) -> Status:
+    workload = status.workload
+    return replace(status, workload=replace(workload, env=dict.fromkeys(workload.env, "")))
 
 
 def endpoints(runtime: Runtime) -> Endpoints:
@@ -92,6 +106,29 @@ def gate(network: Network) -> Gate:
             )
         elif not workload.command:
             raise Unavailable(NAME, "it is not in the route table")
+
+    return check
+
+
+def lives(network: Network) -> Callable[[str, str], Awaitable[bool]]:
+    """Whether the runtime has a replica, by its namespace and id; True while it cannot say."""
+
+    async def check(namespace: str, id: str) -> bool:
+        try:
+            body = await network.call(
+                NAME,
+                "Runtime.Read",
+                to_json({"name": id.rpartition("-")[0]}),
+                metadata={"micro-namespace": namespace},
+                timeout=HEALTH,
+                idempotent=True,
+            )
+        except (NotFound, BadRequest) as error:
+            return error.id != NAME  # else it is the service that is not there
+        except MicroError:
+            return True
+        found = from_json(body, list[Status], NAME)
+        return any(replica.id == id for status in found for replica in status.replicas)
 
     return check
 

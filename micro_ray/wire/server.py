@@ -99,6 +99,11 @@ class Incoming(Channel):
             return identity.uri
         return "" if self.connection.peer_name else "unix"
 
+    def end_by(self, error: MicroError) -> None:
+        """End the call from outside of its handler, which is cancelled: the caller is told the
+        error. One that has ended stays as it is."""
+        self.connection.end_by(self, error)
+
     async def reply(self, message: bytes) -> None:
         """Send the only, or last, message and end the answer."""
         await self._send(message, END)
@@ -293,6 +298,11 @@ class ServerConnection(Connection[Incoming]):
             Timeout(incoming.head.service, "the deadline passed while it was served"),
             tell=True,
         )
+
+    def end_by(self, incoming: Incoming, error: MicroError) -> None:
+        """End a call that is under way, if it still is."""
+        if self.streams.get(incoming.stream) is incoming:
+            self._break(incoming, error, tell=True)
 
     def _break(self, incoming: Incoming, error: MicroError, *, tell: bool) -> None:
         """End a call from outside its handler, once. The caller is told at once; the call counts

@@ -18,10 +18,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import jwt
 
 from micro_ray.auth import DEFAULT, Identity, Kind
-from micro_ray.auth.callers import Callers, Denials
+from micro_ray.auth.callers import Callers
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import Passes, PrivateKey
-from micro_ray.errors import BadRequest, MicroError
+from micro_ray.errors import BadRequest, Forbidden, MicroError, Unauthorized
 from micro_ray.network import Dialer
 from micro_ray.settings import PLATFORM
 from micro_ray.settings import Auth as Settings
@@ -53,20 +54,18 @@ class Trust:
         *,
         platform: str,
         namespace: str | None = None,
-        tell: bool = True,
     ) -> None:
         self.guard = Guard(settings.issuer, settings.audience, platform=platform)
         self.denials = Denials()
         self._platform = platform
         self._dialer = dialer
-        self._tell = tell
         self._members = [address for address in addresses if "authcache" not in address]
         self.informer = Informer(dialer, addresses, self.guard, namespace=namespace)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Trust:
         await self._stack.enter_async_context(self.informer)
-        if self._tell and self._members:
+        if self._members:
             telling = asyncio.create_task(self._tell_denials(), name="denials")
             self._stack.callback(telling.cancel)
         return self
@@ -87,16 +86,19 @@ class Trust:
 
     async def _tell_denials(self) -> None:
         """Tell auth what was refused, for ever. What cannot be told is told the next time, as long
-        as it is among the newest."""
+        as it is among the newest; what auth does not take is gone."""
         direct = Direct(self._dialer, self._members, "auth")
         try:
             while True:
                 await asyncio.sleep(TELL * random.uniform(0.5, 1))
                 entries = self.denials.take(AT_ONCE)
                 if not entries:
+                    await direct.close()  # auth holds no line to all who have nothing to say
                     continue
                 try:
                     await direct.call("Auth.Note", {"entries": entries}, object)
+                except (BadRequest, Forbidden, Unauthorized) as error:
+                    log.info("%d denials are not entered: %s", len(entries), error)
                 except MicroError as error:
                     log.info("%d denials are not told yet: %s", len(entries), error)
                     self.denials.put_back(entries)

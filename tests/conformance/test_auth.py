@@ -207,6 +207,35 @@ async def test_nobody_ends_himself(auth: Auth) -> None:
         await auth.enable("me", False, by=me)
 
 
+@pytest.mark.parametrize("ending", ["disabled", "deleted"])
+async def test_two_who_end_each_other_do_not_both_go(auth: Auth, ending: str) -> None:
+    """Nobody would administer the platform any more."""
+    for turn in range(5):
+        pair = [f"one-{turn}", f"two-{turn}"]
+        for id in pair:
+            await auth.generate(id, kind=Kind.ADMIN, by=ROOT)
+        for account in await auth.accounts(by=ROOT):
+            if account.enabled and account.id not in pair:
+                await auth.enable(account.id, False, by=ROOT)
+        ends = [
+            auth.delete(id, by=ROOT) if ending == "deleted" else auth.enable(id, False, by=ROOT)
+            for id in pair
+        ]
+        done = await asyncio.gather(*ends, return_exceptions=True)
+        assert any(isinstance(one, MicroError) for one in done)
+        assert any(account.enabled for account in await auth.accounts(by=ROOT))
+
+
+async def test_ones_own_secret_needs_the_old_one_by_any_name(auth: Auth) -> None:
+    """Who had the token of who administers, for minutes, had his account by the account's name."""
+    made = await auth.generate("me", name="me@acme.org", kind=Kind.ADMIN, by=ROOT)
+    me = await auth.inspect((await auth.token("me", made.secret)).access)
+    for id in ("me", "me@acme.org"):
+        with pytest.raises(BadRequest):
+            await auth.change_secret(id, new="another one", by=me)
+    await auth.token("me", made.secret)
+
+
 async def test_the_last_that_administers_stays(auth: Auth) -> None:
     await auth.generate("one", kind=Kind.ADMIN, by=ROOT)
     for call in (auth.delete("one", by=ROOT), auth.enable("one", False, by=ROOT)):

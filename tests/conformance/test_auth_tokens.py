@@ -74,6 +74,16 @@ async def test_failures_make_one_wait(auth: Auth, clock: Clock) -> None:
     await auth.token("bob", "his secret")
 
 
+async def test_a_session_is_not_of_who_has_the_same_id_later(auth: Auth, clock: Clock) -> None:
+    made = await auth.generate("jane", namespace="acme", by=ROOT)
+    tokens = await auth.token("jane", made.secret, namespace="acme")
+    await auth.delete("jane", namespace="acme", by=ROOT)
+    clock.now += 10
+    await auth.generate("jane", kind=Kind.ADMIN, scopes=["admin"], namespace="acme", by=ROOT)
+    with pytest.raises(Unauthorized, match="ended"):
+        await auth.refresh(tokens.refresh)
+
+
 async def test_attempts_by_id_and_name_are_one_accounts(auth: Auth) -> None:
     await auth.generate("jane", name="j@acme.org", secret="her secret", by=ROOT)
     for number in range(SETTINGS.attempts):
@@ -91,6 +101,22 @@ async def test_guesses_at_once_are_counted(auth: Auth) -> None:
     looked = [one for one in done if isinstance(one, Unauthorized)]
     assert len(looked) <= SETTINGS.attempts
     assert all(isinstance(one, Unauthorized | TooManyRequests) for one in done)
+
+
+async def test_an_address_of_ipv6_is_its_network(auth: Auth) -> None:
+    """Whoever has one has as many as he wants."""
+    most = 10 * SETTINGS.attempts
+    for number in range(most):
+        with pytest.raises(Unauthorized):
+            await auth.token(f"n{number}", "wrong", source=f"2001:db8:1:2::{number:x}")
+    with pytest.raises(TooManyRequests, match="address"):
+        await auth.token("another", "wrong", source="2001:db8:1:2:ffff::1")
+    for other in ("2001:db8:1:3::1", "::ffff:10.0.0.1", "10.0.0.1", "no address"):
+        with pytest.raises(Unauthorized):
+            await auth.token("another-one", "wrong", source=other)
+        await auth.generate("another-one", secret="right one", by=ROOT)
+        await auth.token("another-one", "right one", source=other)
+        await auth.delete("another-one", by=ROOT)
 
 
 async def test_an_address_that_tries_many_waits(auth: Auth) -> None:

@@ -19,6 +19,7 @@ from micro_ray.events import (
     Event,
     Events,
     Published,
+    Usage,
 )
 from tests.fixtures.stores import Clock
 
@@ -190,6 +191,30 @@ async def test_topics(events: Events, server_sizes: bool) -> None:
     assert (b.ttl, b.max_size) == (None, None)
     await events.fetch("b", "g")
     assert [t.groups for t in await events.topics()] == [0, 1]
+
+
+async def test_what_a_namespace_keeps_is_counted(events: Events, server_sizes: bool) -> None:
+    assert await events.usage(namespace="none") == Usage()
+    await events.publish("a", b"12345", metadata={"k": "v"})
+    for _ in range(2):
+        await events.publish("b", b"123")
+    await events.publish("a", b"x" * 50, namespace="other")
+    found = await events.usage()
+    assert (found.topics, found.events) == (2, 3)
+    assert found.bytes == sum(topic.size for topic in await events.topics())
+    assert found.bytes > 300 if server_sizes else found.bytes == 13
+    (given,) = await events.fetch("a", "g", start="beginning", retry_limit=0)
+    before = (await events.usage()).group_bytes
+    await events.nack(given.token)
+    assert len(await events.dead("a", "g")) == 1
+    after = (await events.usage()).group_bytes
+    assert after >= before + 7
+    if not server_sizes:
+        assert (before, after < 100) == (0, True)
+    for topic in ("a", "b"):
+        await events.delete(topic)
+    found = await events.usage()
+    assert (found.topics, found.events, found.bytes) == (0, 0, 0)
 
 
 async def test_deleting_a_topic(events: Events) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from micro_ray.events import DeadLetter, Delivery, Event, Events, Group, Published, Topic
+from micro_ray.events import DeadLetter, Delivery, Event, Events, Group, Published, Topic, Usage
 from tests.faces.handle import Handle
 from tests.faces.rows import Rows, lacks
 
@@ -88,6 +88,9 @@ class HandleEvents(Events):
 
     async def topics(self, **options: Any) -> list[Topic]:
         return await self._call("topics", **options)
+
+    async def usage(self, **options: Any) -> Usage:
+        return await self._call("usage", **options)
 
     async def retain(self, topic: str, **options: Any) -> Topic:
         return await self._call("retain", topic, **options)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from micro_ray.events import DeadLetter, Delivery, Event, Events, Group, Published, Topic
+from micro_ray.events import DeadLetter, Delivery, Event, Events, Group, Published, Topic, Usage
 from micro_ray.wire.event_records import payload_of
 from tests.faces.rows import Rows, lacks
 from tests.faces.terminal import Shell
@@ -122,6 +122,9 @@ class TerminalEvents(Events):
 
     async def topics(self, *, namespace: str = "micro") -> list[Topic]:
         return [Topic(**row) for row in await self._run("topics", namespace=namespace)]
+
+    async def usage(self, *, namespace: str = "micro") -> Usage:
+        return Usage(**await self._run("usage", namespace=namespace))
 
     async def retain(
         self,

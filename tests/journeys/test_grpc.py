@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -175,6 +176,26 @@ def replicas(server: Server) -> dict[int, int]:
         except (psutil.Error, IndexError):
             continue
     return found
+
+
+def counted(server: Server) -> dict[str, int]:
+    """Calls of helloworld that were answered, by replica, as the HTTP door shows them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    row = 'micro_proxy_requests_total{namespace="micro",service="helloworld",code="OK",pid="'
+    found = [line.removeprefix(row).split('"} ') for line in lines if line.startswith(row)]
+    return {pid: int(number) for pid, number in found}
+
+
+@pytest.mark.usefixtures("services")
+async def test_the_http_door_shows_what_each_replica_has_counted(server: Server) -> None:
+    before = await asyncio.to_thread(counted, server)
+    for _ in range(8):
+        async with channel(server) as made:
+            await made.unary_unary("/helloworld.Helloworld/Call")(b"{}")
+    after = await asyncio.to_thread(counted, server)
+    assert sum(after.values()) == sum(before.values()) + 8
+    assert {int(pid) for pid in after} <= set(replicas(server))
 
 
 @pytest.mark.usefixtures("services")

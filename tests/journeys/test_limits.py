@@ -68,3 +68,67 @@ async def test_the_doors_keep_one_limit(limited: Server, driver: Driver) -> None
 
 async def _free(port: int) -> bool:
     return set((await clients(port, 0.2)).codes) == {200}
+
+
+@pytest.fixture
+def bounded(server: Server) -> Iterator[Server]:
+    yield server
+    micro(server, "config", "del", "limits", good=False)
+    micro(server, "events", "delete", "bounded", good=False)
+
+
+def test_the_members_of_the_store_let_in_one_rate(bounded: Server, driver: Driver) -> None:
+    """By handles and by frames, past every door; the platform itself goes on."""
+    micro(bounded, "limits", "set", "store", "--rate", "0.001", "--burst", "10")
+    printed = driver(
+        bounded,
+        """
+        import time
+        from micro_ray.errors import TooManyRequests
+
+        stores = [handle(name) for name in ("store", "store-1")]
+
+        def reads(store):
+            try:
+                ray.get(store.keys.remote(prefix="none"))
+            except TooManyRequests as error:
+                return error
+            return None
+
+        # Once each member has read it, and what it let in before is over.
+        end = time.monotonic() + 20
+        while any(reads(store) is None for store in stores):
+            assert time.monotonic() < end
+        error = reads(stores[0])
+        assert error.retry_after > 1, error
+        print(error.detail)
+        """,
+    )
+    assert printed == (
+        "namespace micro may do 0.001 operations a second in the store (10 at once); come again "
+        "later\n"
+    )
+    used = json.loads(micro(bounded, "limits", "usage", "-o", "json"))
+    assert [use["admitted"] for use in used if use["kind"] == "store"] == [10]
+    said = micro(bounded, "store", "list", good=False)
+    assert "may do 0.001 operations a second in the store" in said
+    # Config and the runtime are not held up by it, also not what takes the limit away.
+    micro(bounded, "run", "examples/helloworld")
+    micro(bounded, "kill", "helloworld")
+    micro(bounded, "limits", "unset", "store")
+    micro(bounded, "store", "list")
+
+
+async def test_a_quota_of_events(bounded: Server) -> None:
+    micro(bounded, "events", "publish", "bounded", "x")
+    kept = json.loads(micro(bounded, "events", "usage", "-o", "json"))
+    micro(bounded, "config", "set", "limits.events.topics", str(kept["topics"]))
+
+    async def refused() -> bool:
+        said = micro(bounded, "events", "fetch", "bounded-new", "g", good=False)
+        micro(bounded, "events", "delete", "bounded-new", good=False)
+        return f"may keep {kept['topics']} topics in events" in said
+
+    await eventually(refused, within=30)
+    micro(bounded, "events", "publish", "bounded", "y")
+    assert len(micro(bounded, "events", "read", "bounded").splitlines()) == 2

@@ -17,6 +17,7 @@ from micro_ray.auth.passes import Issuer, PrivateKey
 from micro_ray.context import current
 from micro_ray.errors import Forbidden, PreconditionFailed, Unauthorized
 from micro_ray.sdk.logins import Login, Logins
+from micro_ray.wire import authcache
 from micro_ray.wire.trust import Holder
 from tests.fixtures.wait import eventually
 from tests.security.guarded import Guarded, Verb, guarded
@@ -134,6 +135,34 @@ async def test_a_replica_renews_its_identity(at: Guarded) -> None:
         assert (holder.identity.id, holder.identity.scopes) == ("renewing-1", ("service",))
 
 
+async def test_a_replica_that_is_no_more_renews_nothing(at: Guarded) -> None:
+    """Who had its key, from a copy of its environment, could be it for ever."""
+    asked: list[tuple[str, str]] = []
+
+    async def lives(namespace: str, id: str) -> bool:
+        asked.append((namespace, id))
+        return id == "living-1"
+
+    authority, here = at.authority, at.here
+    await here.hosts["authcache"].close()
+    face = authcache.endpoints(
+        authority.cache, authority.passes("authcache"), authority.issuer, lives
+    )
+    await here.keep("authcache", face)
+    verb = Verb(service="authcache", endpoint="AuthCache.Renew")
+
+    async def there() -> bool:
+        holder = Holder(authority.issuer.identity("living-1", "acme"))
+        code, _ = await at.code("frames", verb, holder.passes.itself("micro", "authcache"))
+        return code == 200
+
+    await eventually(there)
+    holder = Holder(authority.issuer.identity("gone-1", "acme"))
+    code, said = await at.code("frames", verb, holder.passes.itself("micro", "authcache"))
+    assert (code, "runs no more" in said) == (403, True)
+    assert asked[-1] == ("acme", "gone-1")
+
+
 async def test_a_replica_may_not_register_as_a_service_of_the_platform(at: Guarded) -> None:
     impostor = Service("store")
     boot = replace(
@@ -154,6 +183,28 @@ async def test_an_account_may_not_register(at: Guarded, namespace: str) -> None:
     async with AsyncClient(boot) as client:
         with pytest.raises(Forbidden):
             await client.call("registry", "Registry.Deregister", {"node": "x"})
+
+
+async def test_denials_of_a_replica_come_to_the_record(at: Guarded) -> None:
+    """What a service refuses to who comes without a door, a flood of it as one."""
+    from micro_ray.sdk.authority import ITSELF
+
+    auth, verb = at.authority.auth, Verb(service="helloworld", endpoint="Helloworld.Call")
+    for _ in range(50):
+        code, _ = await at.code("frames", verb, {})
+        assert code == 401
+
+    async def told() -> int:
+        rows = await auth.audits(by=ITSELF)
+        found = [
+            row for row in rows
+            if row.subject == "helloworld:Helloworld.Call" and row.detail.get("told_by")
+        ]  # fmt: skip
+        assert {(row.by, row.namespace, row.allowed) for row in found} <= {("", "micro", False)}
+        assert len(found) <= 10
+        return sum(row.detail.get("count", 1) for row in found) == 50
+
+    await eventually(told, within=15)
 
 
 async def test_denials_come_to_the_record(at: Guarded) -> None:

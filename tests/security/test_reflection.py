@@ -94,6 +94,7 @@ async def called(at: Guarded, path: str, method: Any, access: str, message: Any)
 
 
 @pytest.mark.timeout(60 + EXAMPLES * 20)
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # the door does, meanwhile
 async def test_every_method_answers_as_it_is_described() -> None:
     async with guarded() as at:  # of its own: what is made are rules too
         await at.here.serve(shapes())

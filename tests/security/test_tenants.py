@@ -70,6 +70,7 @@ class Tenants:
             "topics": await call("events", "Events.Topics"),
             "events": await call("events", "Events.Read", {"topic": "hush"}),
             "groups": await call("events", "Events.Groups", {"topic": "hush"}),
+            "kept": [await call(at, f"{at.title()}.Usage") for at in ("store", "events")],
             "limits": (await call("limits", "Limits.List"))["rules"],
             "accounts": await call("auth", "Accounts.List", {"namespace": "other"}),
             "rules": await call("auth", "Rules.List", {"namespace": "other"}),

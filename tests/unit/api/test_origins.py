@@ -121,3 +121,32 @@ async def test_websockets_of_other_pages_are_refused(friendly: Door) -> None:
         async with connect(f"{friendly.ws}/echo/call", origin=origin) as socket:  # type: ignore[arg-type]
             await socket.send("{}")
             assert await socket.recv() == '{"message":"Hello World"}'
+
+
+#: A name that a page has made lead here is that page's own: browsers say nothing of another origin.
+NAMED = ("evil.example.org", "evil.example.org:8080", "EVIL.example.org.", "127.0.0.1.evil.org")
+OWN = ("localhost:8080", "127.0.0.1", "[::1]:8080", "10.1.2.3:8080", "app.localhost", "door", "")
+
+
+@pytest.mark.parametrize("host", NAMED)
+@pytest.mark.parametrize("page", [{}, {"sec-fetch-site": "same-origin"}])
+async def test_a_name_of_somebody_elses_is_not_the_doors(
+    door: Door, host: str, page: dict[str, str]
+) -> None:
+    for method in ("GET", "POST"):
+        answer = await door.http.request(method, "/echo/call", headers={"host": host, **page})
+        assert answer.status_code == 403
+        assert "api.cors_origins" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("host", OWN)
+async def test_addresses_and_names_of_this_machine_are(door: Door, host: str) -> None:
+    answer = await door.http.post("/echo/call", headers={"host": host})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_name_that_is_an_allowed_origin_is(friendly: Door) -> None:
+    answer = await friendly.http.post("/echo/call", headers={"host": "app.example.org"})
+    assert answer.status_code == 200
+    answer = await friendly.http.post("/echo/call", headers={"host": "other.example.org"})
+    assert answer.status_code == 403

@@ -127,7 +127,7 @@ async def test_series_are_bounded() -> None:
     text = metrics.text().decode()
     rows = [line for line in text.splitlines() if line.startswith("micro_api_requests_total{")]
     assert len(rows) == MAX_SERVICES + 1
-    assert 'service="other",code="200"} 100' in text
+    assert 'service="_other",code="200"} 100' in text
 
 
 async def test_namespaces_are_bounded_too() -> None:
@@ -138,7 +138,7 @@ async def test_namespaces_are_bounded_too() -> None:
     text = metrics.text().decode()
     rows = [line for line in text.splitlines() if line.startswith("micro_api_requests_total{")]
     assert len(rows) == 2 * (MAX_NAMESPACES + 1)
-    assert 'namespace="other",service="echo",code="404"} 50' in text
+    assert 'namespace="_other",service="echo",code="404"} 50' in text
 
 
 async def test_a_namespace_sees_its_own_alone() -> None:

@@ -300,3 +300,32 @@ def test_what_reads_and_what_is_bytes() -> None:
     assert (put.raw_in, put.raw_out, put.read) == (True, False, False)
     assert (get.raw_in, get.raw_out, get.read) == (False, True, True)
     assert not paths.resolve("GET", "/files/get").read  # by the rule, any endpoint has a GET
+
+
+@pytest.mark.parametrize(
+    ("template", "path"),
+    [
+        ("* /auth/auth/token", "/auth/auth/token"),
+        ("POST /auth/{a}/{b}", "/auth/Auth/Token"),
+        ("* /auth/**", "//auth//auth/to-ken/"),
+        ("* /AUTH/auth/token", "/AUTH/auth/token"),
+        ("* /auth/token", "/auth/token"),
+        ("* /Auth/{rest=**}", "/Auth/accounts/change_secret"),
+    ],
+)
+def test_no_service_takes_what_is_said_to_the_platform(template: str, path: str) -> None:
+    """It would be told secrets: of who logs in, of who changes his."""
+    auth = entry("auth", "Auth.Token", "Accounts.ChangeSecret")
+    other = entry("other", Other_Take=template)
+    paths = paths_of(auth, other)
+    for _ in range(2):  # what is remembered, too
+        assert found(paths, "POST", path)[0] == "auth"
+
+
+def test_paths_that_the_platform_does_not_have_may_be_bound() -> None:
+    events = entry("events", "Events.Read")
+    shop = entry("shop", Shop_One="GET /events/{id}", Shop_All="GET /api/things")
+    paths = paths_of(events, shop)
+    assert found(paths, "GET", "/events/42") == ("shop", "Shop.One")
+    assert found(paths, "GET", "/api/things") == ("shop", "Shop.All")
+    assert found(paths, "GET", "/events/read") == ("events", "Events.Read")

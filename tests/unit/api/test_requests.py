@@ -303,7 +303,7 @@ async def test_a_websocket_does_not_cut_in(door: Door, probe: Probe) -> None:
 
 async def test_absolute_urls(door: Door) -> None:
     answer = await door.exchange(
-        b"GET http://a.example/echo?name=x HTTP/1.1\r\nHost: a.example\r\n\r\n"
+        b"GET http://door.localhost/echo?name=x HTTP/1.1\r\nHost: door.localhost\r\n\r\n"
     )
     assert answer.json() == {"message": "Hello x"}
 

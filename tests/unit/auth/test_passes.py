@@ -6,7 +6,8 @@ import jwt
 import pytest
 
 from micro_ray.auth import Identity, Key, Kind, Resource, Revocation, Rule, Update
-from micro_ray.auth.callers import WAITING, Callers, Denials
+from micro_ray.auth.callers import Callers
+from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
 from micro_ray.auth.passes import LIFE, Issuer, Passes, PrivateKey, platform
 from micro_ray.errors import BadRequest, Forbidden, Unauthorized, Unavailable
@@ -55,6 +56,16 @@ def test_a_door_speaks_for_whom_it_has_verified() -> None:
     itself, _ = at.callers.identify(at.door.itself("micro", "store"))
     assert itself is not None
     assert itself.everywhere
+
+
+def test_what_is_handed_out_says_who_calls_and_no_more() -> None:
+    at = Place()
+    jane = at.account("jane", "acme", "a")
+    assert at.callers.identify(at.door.to("micro", "store", jane, handed=True)) == (jane, False)
+    assert at.callers.identify(at.door.to("micro", "store", jane)) == (jane, True)
+    at.guard.apply(Update(revision=2, revoked=(Revocation(token=jane.token, until=2.0**40),)))
+    with pytest.raises(Unauthorized, match="revoked"):
+        at.callers.identify(at.door.to("micro", "store", jane, handed=True))
 
 
 def test_a_pass_is_made_once_and_anew_before_it_ends() -> None:
@@ -200,21 +211,6 @@ def test_before_anything_is_known_only_the_platform_is_let_in() -> None:
             callers.admit(head, STORE)
 
 
-def test_denials_are_kept_for_the_record_and_bounded() -> None:
-    at = Place()
-    with pytest.raises(Forbidden):
-        at.callers.admit(at.door.to("micro", "store", at.account()), STORE)
-    with pytest.raises(Unauthorized):
-        at.callers.admit({}, STORE)
-    first, second = at.denials.take(10)
-    assert (first.by, first.namespace, first.subject) == ("acme/jane", "acme", "store:Store.Read")
-    assert (first.allowed, second.by) == (False, "")
-    for _ in range(WAITING + 5):
-        with pytest.raises(Unauthorized):
-            at.callers.admit({}, STORE)
-    assert (len(at.denials), at.denials.dropped) == (WAITING, 5)
-
-
 def test_keys_of_the_guard_change_and_the_platforms_stays() -> None:
     at = Place()
     at.guard.apply(Update(revision=2, keys=(Key(id="k", x=PrivateKey().public, state="active"),)))
@@ -227,17 +223,3 @@ def test_what_is_no_key(text: str) -> None:
         PrivateKey(text)
     assert PrivateKey(KEY.text).public == KEY.public
     assert KEY.text not in repr(KEY)
-
-
-def test_what_cannot_be_entered_waits_again_in_its_place() -> None:
-    at = Place()
-    for name in "abcd":
-        at.denials.add(at.account(name), STORE, "acme", "no")
-    first = at.denials.take(2)
-    at.denials.put_back(first)
-    assert [entry.by for entry in at.denials.take(9)] == [f"acme/{name}" for name in "abcd"]
-    for number in range(WAITING - 1):
-        at.denials.add(at.account(str(number)), STORE, "acme", "no")
-    at.denials.put_back(first)
-    assert (len(at.denials), at.denials.dropped) == (WAITING, 1)
-    assert at.denials.take(1)[0].by == "acme/b"

@@ -108,6 +108,11 @@ async def test_topics_are_kept_and_deleted(terminal: Terminal) -> None:
     assert (done.code, done.out) == (0, "")
     rows = {row[0]: row[1:] for row in (await terminal.inside("events", "topics")).rows()}
     assert rows["cli-topic"] == ["1", "1", "1", "0.00mb", "0", "7200s", "1.00mb"]
+    usage = (await terminal.inside("events", "usage")).lines
+    assert usage[0].split()[:3] == ["TOPICS", "EVENTS", "BYTES"]
+    kept = (await terminal.inside("events", "usage", "-o", "json")).json()
+    assert kept["topics"] >= 1
+    assert kept["bytes"] >= 5
     assert (await terminal.inside("events", "delete", "cli-topic")).code == 0
     assert "cli-topic" not in (await terminal.inside("events", "topics")).out
     assert (await terminal.inside("events", "replay", "cli-topic")).out == ""

@@ -39,6 +39,8 @@ ONE: list[tuple[list[str], type]] = [
     (["events", "publish", "json-topic", "value"], dict),
     (["events", "read", "json-topic"], list),
     (["events", "topics"], list),
+    (["events", "usage"], dict),
+    (["store", "usage"], dict),
     (["events", "groups", "json-topic"], list),
     (["events", "dead", "json-topic", "none"], list),
     (["events", "retain", "json-topic", "--ttl=7d"], dict),

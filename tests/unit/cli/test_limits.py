@@ -51,6 +51,27 @@ async def test_what_cannot_be_is_said(terminal: Terminal, town: Here) -> None:
     await town.config.delete("limits")
 
 
+async def test_what_may_be_done_and_kept_in_a_backend(terminal: Terminal, town: Here) -> None:
+    await town.config.set("limits.store", {"bytes": 1000, "records": 5})
+    await town.config.set("limits.events.topics", 7)
+    done = await terminal.inside("limits", "set", "store", "--rate", "50")
+    assert (done.code, done.raw) == (0, b"")
+    assert (await terminal.inside("limits", "list")).lines == [
+        "KIND   NAME   RATE  BURST  CONCURRENCY",
+        "store  (all)  50    (1 s)  n/a",
+        "",
+        "in the store: at most 1000 bytes and 5 records",
+        "",
+        "in events: at most 7 topics",
+    ]
+    done = await terminal.inside("limits", "set", "events", "--concurrency", "5")
+    assert done.code == 1
+    assert "what is done in events has a rate alone" in done.err
+    assert (await terminal.inside("limits", "unset", "store")).code == 0
+    assert await town.config.get("limits.store") == {"bytes": 1000, "records": 5}
+    await town.config.delete("limits")
+
+
 async def test_usage(terminal: Terminal, town: Here) -> None:
     assert (await terminal.inside("limits", "usage", "-o", "json")).json() == []
     assert (await terminal.inside("limits", "usage")).lines[0].split()[0] == "KIND"

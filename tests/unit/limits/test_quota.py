@@ -10,8 +10,9 @@ import pytest
 
 from micro_ray.errors import TooLarge
 from micro_ray.limits.gate import Gate
-from micro_ray.limits.quota_store import AGAIN, EVERY, QuotaStore
+from micro_ray.limits.quota_store import QuotaStore
 from micro_ray.limits.rules import Rules, quota_of
+from micro_ray.limits.tally import AGAIN, EVERY
 from micro_ray.store import Put
 from micro_ray.store.memory import MemoryStore
 from tests.fixtures.wait import PROMPT, eventually
@@ -114,4 +115,4 @@ async def test_blobs_count_and_others_do_not() -> None:
 async def test_without_a_quota_nothing_is_counted() -> None:
     world = World()
     await world.members[0].write("k", b"x" * 5000)
-    assert world.members[0]._tallies == {}
+    assert len(world.members[0]._tallies) == 0

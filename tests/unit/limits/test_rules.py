@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from micro_ray.config import checks
 from micro_ray.errors import BadRequest, MicroError, TooLarge
-from micro_ray.limits import MAX_RULES, Kind, Limit, Rule
-from micro_ray.limits.rules import Rules, check_place, parse, path_of
+from micro_ray.limits import MAX_RULES, EventQuota, Kind, Limit, Quota, Rule
+from micro_ray.limits.rules import Rules, check_place, event_quota_of, parse, path_of, quota_of
 
 DOCUMENT = {
     "namespace": {"rate": 1000, "burst": 50},
@@ -52,6 +52,24 @@ def test_which_rules_a_call_must_keep(
     assert [f"{rule.kind} {rule.name}" for rule in found] == kinds
 
 
+def test_a_backend_has_a_rate_and_a_quota() -> None:
+    document = {
+        "store": {"rate": 5, "burst": 7, "bytes": 10},
+        "events": {"topics": 3, "bytes": 0},
+        "broker": {"rate": 2},
+    }
+    assert parse(document) == (
+        Rule(kind=Kind.STORE, limit=Limit(rate=5.0, burst=7)),
+        Rule(kind=Kind.BROKER, limit=Limit(rate=2.0)),
+    )
+    assert quota_of(document) == Quota(bytes=10)
+    assert event_quota_of(document) == EventQuota(topics=3)
+    assert quota_of({"store": {"rate": 5, "bytes": 0}}) is event_quota_of({}) is None
+    found = Rules(parse(document)).of("ada", "store", "Store.Read")
+    assert [rule.kind for rule in found] == [Kind.STORE]
+    assert path_of(Kind.STORE, "") == "limits.store"
+
+
 def test_each_account_has_a_limit_of_its_own() -> None:
     rules = Rules(parse(DOCUMENT))
     assert rules.of("eve", "x", "X.Y")[1] == Rule(
@@ -74,7 +92,13 @@ def test_each_account_has_a_limit_of_its_own() -> None:
         ({"namespace": {"burst": 5}}, "limits.namespace.burst goes with a rate"),
         ({"namespace": {"rate": 1, "burst": 1.5}}, "limits.namespace.burst is '1.5'"),
         ({"store": {"bytes": -5}}, "limits.store.bytes is '-5', not a whole number"),
-        ({"store": {"size": 5}}, "limits.store.size is none of bytes, records"),
+        ({"store": {"size": 5}}, "limits.store.size is none of bytes, records, rate, burst"),
+        ({"store": {"concurrency": 5}}, "limits.store.concurrency is none of bytes"),
+        ({"store": {"burst": 5}}, "limits.store.burst goes with a rate"),
+        ({"store": 5}, "limits.store is '5', not an object"),
+        ({"events": {"records": 5}}, "limits.events.records is none of bytes, events, topics"),
+        ({"events": {"topics": 2.5}}, "limits.events.topics is '2.5', not a whole number"),
+        ({"broker": {"bytes": 5}}, "limits.broker.bytes is none of rate, burst"),
         ({"services": {"rate": 5}}, "limits.services.rate belongs to one service"),
         ({"services": {"store": {"rate": 1, "deep": 4}}}, "limits.services.store.deep is '4'"),
         ({"routes": {"store": {"rate": 1}}}, "route 'store' is not like service.Handler.Method"),
@@ -116,13 +140,16 @@ def test_any_name_has_a_path_and_is_found_there(name: str) -> None:
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
         lambda below: st.dictionaries(
-            st.sampled_from(["rate", "burst", "concurrency", "namespace", "accounts", "a", "_4"]),
+            st.sampled_from(
+                ["rate", "burst", "concurrency", "namespace", "accounts", "a", "_4", "store",
+                 "events", "broker", "bytes"]
+            ),
             below,
             max_size=4,
         ),
         max_leaves=8,
     )
-)
+)  # fmt: skip
 def test_no_document_does_more_than_be_refused(document: Any) -> None:
     with contextlib.suppress(MicroError):
         parse(document)

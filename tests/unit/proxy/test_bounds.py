@@ -82,9 +82,9 @@ async def test_a_place_is_given_back_however_a_call_ends() -> None:
         await eventually(lambda: probe.begun["h"])
         assert (await refused(door.channel)).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
-        await eventually(lambda: not door.proxy.in_flight)
+        await eventually(lambda: not door.proxy.metrics.in_flight)
         await unary(door.channel, "/echo.Echo/Call", {})
-        assert not door.proxy.in_flight
+        assert not door.proxy.metrics.in_flight
 
 
 async def test_the_service_is_told_that_it_was_admitted() -> None:

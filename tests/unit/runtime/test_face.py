@@ -57,6 +57,28 @@ async def test_it_is_a_runtime(remote: RemoteRuntime, shop: Shop) -> None:
     assert await runtime.read() == []
 
 
+async def test_whether_a_replica_lives(remote: RemoteRuntime, shop: Shop) -> None:
+    """While it is being started, too; of one that has ended, or is none, no more."""
+    check = face.lives(shop.network)
+    await eventually(lambda: shop.network.table.known("micro", "runtime"))
+    await remote.create(SLEEP)
+    await until(remote, "w", State.RUNNING)
+    (status,) = await remote.read("w")
+    (replica,) = status.replicas
+    assert await check("micro", replica.id)
+    for namespace, id in (
+        ("acme", replica.id), ("micro", "w-000000000000"), ("micro", "x-1"), ("micro", "../x-1"),
+        ("micro", "x"),
+    ):  # fmt: skip
+        assert not await check(namespace, id)
+    await remote.delete("w")
+    assert not await check("micro", replica.id)
+
+
+async def test_whether_a_replica_lives_cannot_be_told_without_a_runtime(shop: Shop) -> None:
+    assert await face.lives(shop.network)("micro", "w-1")
+
+
 async def test_errors_keep_their_types(remote: RemoteRuntime) -> None:
     await remote.create(SLEEP)
     for attempt, kind, said in (
