@@ -206,7 +206,11 @@ def watch(session: Session, /, key: str, version: int | None, secret: bool) -> N
         "secret": secret,
         "by": _user(),
     }
-    for item in session.stream("config", "Config.Watch", request):
+
+    def onward(item: Any) -> dict[str, int]:
+        return {} if item is None else {"version": item["version"]}
+
+    for item in session.follow("config", "Config.Watch", request, onward):
         if session.output == "json":
             json_line(item)
             continue

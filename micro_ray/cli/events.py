@@ -163,7 +163,14 @@ def consume(
     request = {"topic": topic, **_place(begin), **rules, "auto_ack": False}
     request["prefetch"] = min(count or 32, 32)
     left = count
-    for event in session.stream("events", "Events.Consume", request):
+
+    def onward(event: Any) -> dict[str, Any]:
+        # A group goes on where it was; without one nobody knows where that is.
+        if event is None or rules.get("group"):
+            return {}
+        return {"start": "now", "since": None, "sequence": event["sequence"] + 1}
+
+    for event in session.follow("events", "Events.Consume", request, onward):
         _show(session, event, verbose)
         if not no_ack:
             session.call("events", "Events.Ack", {"tokens": [event["token"]]}, idempotent=True)

@@ -21,6 +21,8 @@ from micro_ray.errors import Conflict, NotFound
 __all__ = ["kill", "logs", "run", "status", "update"]
 
 SERVICE = "runtime"
+#: Lines that are looked through, where logs are followed on, for those that came meanwhile.
+BEFORE = 1000
 
 #: A source elsewhere: https://..., git@host:..., or github.com/...
 _REMOTE = re.compile(r"[a-z+]+://.*|[\w.-]+@[\w.-]+:.*|[\w-]+(\.[\w-]+)+/.+", re.ASCII)
@@ -200,7 +202,17 @@ def logs(session: Session, name: str, lines: int, follow: bool) -> None:
     With `-o json` each line is an object with its time, replica and stream.
     """
     request = {"name": _here(name), "tail": lines, "follow": follow}
-    for line in session.stream(SERVICE, "Runtime.Logs", request):
+    seen = 0.0
+
+    def onward(line: Any) -> dict[str, int]:
+        nonlocal seen
+        seen = 0.0 if line is None else line["at"]
+        return {"tail": BEFORE if seen else 0}
+
+    for line in session.follow(SERVICE, "Runtime.Logs", request, onward):
+        if seen and line["at"] <= seen:
+            continue  # it was there before the stream was asked for anew
+        seen = 0.0
         if session.output == "json":
             json_line(line)
         else:

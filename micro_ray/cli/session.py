@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from micro_ray.cli.reader import Reader
-from micro_ray.errors import MicroError, PreconditionFailed, Unavailable
+from micro_ray.errors import MicroError, PreconditionFailed, Unauthorized, Unavailable
 
 if TYPE_CHECKING:
     from micro_ray.registry import Endpoint
@@ -24,6 +25,8 @@ __all__ = ["Session", "answers", "near"]
 
 #: Seconds that an address of another machine has to accept.
 DIAL = 2.0
+#: Seconds that a stream was open which ended with its token: another is asked for again.
+LIVED = 1.0
 
 
 class Session:
@@ -107,6 +110,29 @@ class Session:
         with contextlib.closing(answers), self.reader.watched():
             for answer in answers:  # noqa: UP028 - `yield from` would close it within
                 yield answer
+
+    def follow(
+        self,
+        service: str,
+        endpoint: str,
+        request: Mapping[str, Any],
+        onward: Callable[[Any], Mapping[str, Any]],
+    ) -> Iterator[Any]:
+        """The answers of a stream that may last longer than an access token, with which it ends: it
+        is asked for again with the next token. ``onward(last)`` is then what is asked otherwise,
+        after the last answer (None before the first)."""
+        last: Any = None
+        while True:
+            begun = time.monotonic()
+            try:
+                for answer in self.stream(service, endpoint, request):
+                    last = answer
+                    yield answer
+                return
+            except Unauthorized:
+                if time.monotonic() < begun + LIVED:
+                    raise  # there is no other token
+            request = {**request, **onward(last)}
 
     # -- who one is ------------------------------------------------------------------------------
 

@@ -279,7 +279,8 @@ class AsyncClient:
         return self._network
 
     async def _first_table(self, follower: Follower, timeout: float | None) -> None:
-        """Wait for a router that knows the registry. Raises Unavailable."""
+        """Wait for a router that knows the registry. Raises Unavailable, Unauthorized where one
+        answers and does not let us in."""
         assert self._boot is not None
         routers = self._boot.routers
         longest = _patience(routers)
@@ -287,6 +288,8 @@ class AsyncClient:
             async with asyncio.timeout(longest if timeout is None else min(longest, timeout)):
                 await follower.ready.wait()
         except TimeoutError:
+            if follower.refused is not None:
+                raise follower.refused from None
             if self.table.version:
                 raise Unavailable(
                     "client", "the platform is starting: its routers know no registry yet", 0.5

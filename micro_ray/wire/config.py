@@ -20,11 +20,11 @@ from micro_ray.config import (
     checks,
 )
 from micro_ray.context import current
-from micro_ray.errors import BadGateway, GatewayTimeout, NotFound, Unavailable
+from micro_ray.errors import BadGateway, GatewayTimeout, NotFound, Unauthorized, Unavailable
 from micro_ray.wire.closing import closing
 from micro_ray.wire.config_kept import Kept, only
 from micro_ray.wire.endpoints import Endpoints
-from micro_ray.wire.remote import Caller, from_json, to_json
+from micro_ray.wire.remote import LIVED, Caller, from_json, to_json
 
 __all__ = ["RemoteConfig", "endpoints"]
 
@@ -331,11 +331,16 @@ class RemoteConfig(Config):
         failing, pause = 0.0, BACKOFF[0]
         while True:
             request = {"path": path, "version": version, "secret": secret, "by": by}
+            begun = time.monotonic()
             try:
                 async with contextlib.aclosing(self._watch(request, namespace)) as versions:
                     async for item in versions:
                         failing, pause, version = 0.0, BACKOFF[0], item.version
                         yield item
+            except Unauthorized:
+                if time.monotonic() < begun + LIVED:
+                    raise  # the stream before ended with its token, and there is no other
+                continue
             except (BadGateway, GatewayTimeout, Unavailable):
                 failing = failing or time.monotonic()
                 if time.monotonic() > failing + self._patience:

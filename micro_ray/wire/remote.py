@@ -13,9 +13,13 @@ from micro_ray.errors import BadGateway, MicroError, Unavailable
 from micro_ray.network import Call, Dialer, Peer, Stream
 from micro_ray.wire.schema import MSGPACK
 
-__all__ = ["Caller", "Direct", "decode", "encode", "from_json", "to_json"]
+__all__ = ["LIVED", "Caller", "Direct", "decode", "encode", "from_json", "to_json"]
 
 T = TypeVar("T")
+
+#: Seconds that a stream was open which ended with its caller's token: it is opened again with the
+#: next one. One that ends sooner has a token that is none.
+LIVED = 1.0
 
 encode = msgspec.msgpack.Encoder().encode
 to_json = msgspec.json.Encoder().encode

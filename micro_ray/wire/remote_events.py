@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from micro_ray.errors import MicroError
+from micro_ray.errors import MicroError, Unauthorized
 from micro_ray.events import (
     DEFAULT,
     DeadLetter,
@@ -31,7 +32,7 @@ from micro_ray.wire.event_records import (
     from_event,
     from_letter,
 )
-from micro_ray.wire.remote import Caller, from_json, to_json
+from micro_ray.wire.remote import LIVED, Caller, from_json, to_json
 from micro_ray.wire.store_records import to_text
 
 __all__ = ["RemoteEvents"]
@@ -146,20 +147,34 @@ class RemoteEvents(Events):
             prefetch=prefetch,
             pending=pending,
         )
-        metadata = {"micro-namespace": namespace}
-        opened = await self._caller.open(NAME, "Events.Consume", metadata=metadata)
         acks = _Acks(self, namespace)
-        async with opened as stream:
-            try:
-                await stream.send(to_json(request))
-                await stream.end()
-                while (message := await stream.receive()) is not None:
-                    delivery = from_delivery(from_json(message, WireDelivery, NAME))
-                    yield delivery
-                    if auto_ack:
-                        await acks.add(delivery.token)
-            finally:
-                await acks.close()
+        try:
+            while True:
+                begun = time.monotonic()
+                try:
+                    async with contextlib.aclosing(self._given(request, namespace)) as given:
+                        async for delivery in given:
+                            yield delivery
+                            if auto_ack:
+                                await acks.add(delivery.token)
+                            if not group:  # nobody else knows where it is
+                                onward = delivery.event.sequence + 1
+                                request = replace(request, sequence=onward, since=None)
+                    return
+                except Unauthorized:
+                    if time.monotonic() < begun + LIVED:
+                        raise  # the stream before ended with its token, and there is no other
+        finally:
+            await acks.close()
+
+    async def _given(self, request: Consume, namespace: str) -> AsyncGenerator[Delivery, None]:
+        """What one stream gives."""
+        metadata = {"micro-namespace": namespace}
+        async with await self._caller.open(NAME, "Events.Consume", metadata=metadata) as stream:
+            await stream.send(to_json(request))
+            await stream.end()
+            while (message := await stream.receive()) is not None:
+                yield from_delivery(from_json(message, WireDelivery, NAME))
 
     async def fetch(
         self,

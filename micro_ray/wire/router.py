@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from micro_ray.context import current
-from micro_ray.errors import MicroError
+from micro_ray.errors import MicroError, Unauthorized
 from micro_ray.network import Dialer, Stream
 from micro_ray.router import Delta, Entry, Filter, Route
 from micro_ray.router.parts import join, seen, split
@@ -97,6 +97,8 @@ class Follower:
         self._task: asyncio.Task[None] | None = None
         #: Stale deltas in a row.
         self._stale = 0
+        #: Why the last router that answered would not tell: who follows is not let in.
+        self.refused: Unauthorized | None = None
         self.ready = asyncio.Event()
 
     async def __aenter__(self) -> Follower:
@@ -117,6 +119,7 @@ class Follower:
                 try:
                     await self._watch(direct)
                 except MicroError as error:
+                    self.refused = error if isinstance(error, Unauthorized) else None
                     log.debug("router %s: %s", address, error)
                 except Exception:
                     log.exception("router %s", address)

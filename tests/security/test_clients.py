@@ -16,6 +16,7 @@ from micro_ray import AsyncClient, Service
 from micro_ray.auth.passes import Issuer, PrivateKey
 from micro_ray.context import current
 from micro_ray.errors import Forbidden, PreconditionFailed, Unauthorized
+from micro_ray.sdk.authority import ITSELF
 from micro_ray.sdk.logins import Login, Logins
 from micro_ray.wire import authcache
 from micro_ray.wire.trust import Holder
@@ -39,6 +40,16 @@ async def test_nobody_is_told_to_log_in(at: Guarded) -> None:
             await client.call("store", "Store.List")
         assert "helloworld" not in await client.services()
         assert await client.token() == ""
+
+
+async def test_who_has_a_token_that_is_none_is_told_so(at: Guarded) -> None:
+    """And not that there is no platform."""
+    made = await at.authority.login("voided", scopes=("admin",))
+    await at.authority.auth.revoke(token=made.access, by=ITSELF)
+    for token in (made.access, "none.at.all"):
+        async with AsyncClient(replace(at.here.bootstrap, token=token)) as client:
+            with pytest.raises(Unauthorized, match="token"):
+                await client.call("helloworld")
 
 
 async def test_a_service_is_not_given_the_token_that_it_is_called_with(at: Guarded) -> None:
