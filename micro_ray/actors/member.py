@@ -26,7 +26,7 @@ import ray
 
 from micro_ray.actors.asking import asking
 from micro_ray.actors.identity import identified
-from micro_ray.auth.passes import Passes, PrivateKey, platform
+from micro_ray.auth.passes import Passes, key_of, platform
 from micro_ray.finding import Examined
 from micro_ray.limits import Kind
 from micro_ray.limits.gate import Gate
@@ -96,8 +96,8 @@ class Member:
             sys.stderr.write("warning: RAY_worker_niceness is not 0: this actor yields the CPU\n")
         try:
             self.identity = await self.identify()
-            if settings.key:
-                key = PrivateKey(settings.key)
+            key = key_of(settings)
+            if key is not None:
                 self.passes = platform(key, self.service)
                 trust = Trust(
                     self.dialer(), self.bootstrap.auths, settings.auth, platform=key.public

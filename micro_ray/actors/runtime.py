@@ -9,7 +9,7 @@ from typing import Any
 from micro_ray.actors.identity import admit, needed
 from micro_ray.actors.member import Member
 from micro_ray.actors.streams import Chunks, pieces, streamed
-from micro_ray.auth.passes import Issuer, PrivateKey
+from micro_ray.auth.passes import Issuer
 from micro_ray.runtime import LogLine, Progress, Replica, Status, Workload
 from micro_ray.runtime.admission import Admission, Admit
 from micro_ray.runtime.archives import Archives
@@ -77,10 +77,10 @@ class RuntimeActor(Member):
     def _admit(self) -> Admit | None:
         """Lets replicas in: with a ticket where TCP is TLS, a token where everybody is asked."""
         settings, ticketed = self.settings, needed(self.settings)
-        if not settings.key:
+        if self.passes is None:
             return admit if ticketed else None
         auth = settings.auth
-        issuer = Issuer(PrivateKey(settings.key), auth.issuer, auth.audience, auth.process_ttl)
+        issuer = Issuer(self.passes.key, auth.issuer, auth.audience, auth.process_ttl)
 
         async def admitting(replica: Replica) -> Admission:
             given = await admit(replica) if ticketed else Admission()

@@ -30,8 +30,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from micro_ray.auth import DEFAULT, PLATFORM, SERVICE, Identity, Kind
 from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
 from micro_ray.context import AUTHORIZATION
-from micro_ray.errors import BadRequest
+from micro_ray.errors import BadRequest, PreconditionFailed
 from micro_ray.files import replace_file
+from micro_ray.settings import Settings
 
 __all__ = [
     "HANDED",
@@ -42,6 +43,7 @@ __all__ = [
     "Issuer",
     "Passes",
     "PrivateKey",
+    "key_of",
     "platform",
 ]
 
@@ -157,6 +159,19 @@ class Passes:
     def forget(self) -> None:
         """Make all anew: the token has changed."""
         self._made.clear()
+
+
+def key_of(settings: Settings) -> PrivateKey | None:
+    """The platform's key, by which its processes are known and know others; None where nobody is
+    asked who he is. Raises PreconditionFailed where everybody is and there is none: what starts
+    without it would let everybody in."""
+    if settings.auth.mode == "off":
+        return None
+    if not settings.key:
+        raise PreconditionFailed(
+            "auth", 'there is no platform key; `micro server` gives it, or set auth.mode to "off"'
+        )
+    return PrivateKey(settings.key)
 
 
 def platform(key: PrivateKey, service: str) -> Passes:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from micro_ray.actors.identity import identified
 from micro_ray.actors.member import limits_of
 from micro_ray.api.visitors import Visitors
-from micro_ray.auth.passes import PrivateKey, platform
+from micro_ray.auth.passes import key_of, platform
 from micro_ray.errors import Unavailable
 from micro_ray.limits import Limit
 from micro_ray.limits.gate import Gate
@@ -85,10 +85,10 @@ async def _known(
     namespace, domain = settings.namespace, settings.api.domain
     limits = limits_of(settings)
     identity = await stack.enter_async_context(identified(settings, name))
-    if not settings.key:
+    key = key_of(settings)
+    if key is None:
         dialer = WireDialer(limits=limits, identity=identity)
         return dialer, Visitors(namespace=namespace, domain=domain), None
-    key = PrivateKey(settings.key)
     passes = platform(key, name)
     dialer = WireDialer(limits=limits, identity=identity, credentials=passes.itself)
     trust = Trust(dialer, auths, settings.auth, platform=key.public)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jwt
 import pytest
 
@@ -9,8 +11,9 @@ from micro_ray.auth import Identity, Key, Kind, Resource, Revocation, Rule, Upda
 from micro_ray.auth.callers import Callers
 from micro_ray.auth.denials import Denials
 from micro_ray.auth.guard import Guard
-from micro_ray.auth.passes import LIFE, Issuer, Passes, PrivateKey, platform
-from micro_ray.errors import BadRequest, Forbidden, Unauthorized, Unavailable
+from micro_ray.auth.passes import LIFE, Issuer, Passes, PrivateKey, key_of, platform
+from micro_ray.errors import BadRequest, Forbidden, PreconditionFailed, Unauthorized, Unavailable
+from micro_ray.settings import load
 from tests.fixtures.stores import Clock
 
 STORE = Resource(name="store", endpoint="Store.Read")
@@ -223,3 +226,13 @@ def test_what_is_no_key(text: str) -> None:
         PrivateKey(text)
     assert PrivateKey(KEY.text).public == KEY.public
     assert KEY.text not in repr(KEY)
+
+
+def test_what_is_started_without_the_key_asks_nobody_only_where_that_is_meant() -> None:
+    asked = load({}, {"key": KEY.text})
+    found = key_of(asked)
+    assert found is not None
+    assert found.public == KEY.public
+    with pytest.raises(PreconditionFailed, match="no platform key"):
+        key_of(replace(asked, key=""))
+    assert key_of(replace(asked, auth=replace(asked.auth, mode="off"))) is None

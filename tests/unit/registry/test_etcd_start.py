@@ -80,6 +80,7 @@ async def test_members_of_a_pool_over_etcd() -> None:
                 {},
                 {
                     "state": folder,
+                    "auth.mode": "off",
                     "registry.url": f"etcd://{etcd.address}",
                     "pools.registry": 2,
                 },
