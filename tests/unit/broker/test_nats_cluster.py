@@ -21,7 +21,7 @@ from tests.fixtures.wait import PROMPT, eventually
 
 def on(three: Cluster, broker: NatsBroker) -> NatsServer:
     """The member on which it is."""
-    client = broker._client
+    client = broker._connection.client
     assert client is not None
     assert client.connected_url is not None
     return three.at(client.connected_url.netloc)
@@ -80,7 +80,7 @@ async def two(three: Cluster, *, together: bool) -> AsyncIterator[tuple[NatsBrok
         for one in (broker, source):
             await eventually(lambda one=one: up(one), within=20)  # type: ignore[misc]
             # Each has learnt of the others from the one it is on.
-            await eventually(lambda one=one: len(one._client.servers) == 3, within=20)  # type: ignore[misc,union-attr]
+            await eventually(lambda one=one: len(one._connection.client.servers) == 3, within=20)  # type: ignore[misc,union-attr]
         yield broker, source
 
 
