@@ -28,7 +28,7 @@ class handle:
         self.actor = ray.get_actor(name, namespace="micro")
     def __getattr__(self, name):
         method = getattr(self.actor, name)
-        return method if name in ("ping", "__ray_call__") else Verb(method)
+        return method if name in ("ping", "stop", "__ray_call__") else Verb(method)
 
 """
 

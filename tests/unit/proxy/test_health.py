@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from micro_ray.api.visitors import Visitors
 from micro_ray.router.table import Table
@@ -79,7 +80,9 @@ async def test_leaving_tells_who_watches_and_waits_for_nobody(door: Opened) -> N
     assert status_in(await watch.read()) is Status.SERVING
     name = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
     asking = door.channel.stream_stream(name)()
-    await asking.wait_for_connection()
+    question_of_it = reflection_pb2.ServerReflectionRequest(list_services="")
+    await asking.write(question_of_it.SerializeToString())
+    assert await asking.read()  # it has begun: what has not is cancelled when the door leaves
     async with asyncio.timeout(30):
         await door.listener.stop(60.0)
         assert not door.listener.serving
