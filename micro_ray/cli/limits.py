@@ -11,7 +11,7 @@ import click
 from micro_ray.cli.group import Subcommands
 from micro_ray.cli.output import as_json, columns, output, visible
 from micro_ray.cli.session import Session
-from micro_ray.limits import BACKENDS, Kind
+from micro_ray.limits import WHOLE, Kind
 
 __all__ = ["limits"]
 
@@ -116,8 +116,7 @@ def usage(session: Session) -> None:
 
 
 def _name(rule: dict[str, Any]) -> str:
-    whole = rule["kind"] in (Kind.NAMESPACE, *BACKENDS)
-    return rule["name"] or ("(all)" if whole else "(each)")
+    return rule["name"] or ("(all)" if rule["kind"] in WHOLE else "(each)")
 
 
 def _numbers(limit: dict[str, Any]) -> list[str]:

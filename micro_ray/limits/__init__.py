@@ -29,6 +29,7 @@ from enum import StrEnum
 __all__ = [
     "BACKENDS",
     "DOORS",
+    "WHOLE",
     "EventQuota",
     "Kind",
     "Limit",
@@ -68,10 +69,10 @@ class Kind(StrEnum):
 #: Those that doors keep, and those that the members of a service of that name keep, for whoever
 #: comes to them and however: what a namespace may do there in all. These have a rate alone.
 DOORS = (Kind.NAMESPACE, Kind.ACCOUNT, Kind.SERVICE, Kind.ROUTE)
-#: Those of what a namespace may do in all, which whoever keeps the platform sets and its own
-#: administrators do not.
-WHOLE = frozenset((Kind.NAMESPACE, Kind.STORE, Kind.EVENTS, Kind.BROKER))
 BACKENDS = (Kind.STORE, Kind.EVENTS, Kind.BROKER)
+#: Those of a namespace as a whole, which have no name: whoever keeps the platform sets them, and
+#: its own administrators do not.
+WHOLE = frozenset((Kind.NAMESPACE, *BACKENDS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from micro_ray.errors import TooManyRequests
-from micro_ray.limits import BACKENDS, Kind, Limit
+from micro_ray.limits import WHOLE, Kind, Limit
 from micro_ray.limits.bucket import Bucket
 from micro_ray.limits.ledger import Ask, Grant, Place
 
@@ -145,7 +145,7 @@ class Gauge:
         )
 
     def _whose(self) -> str:
-        if self.place.kind is Kind.NAMESPACE or self.place.kind in BACKENDS:
+        if self.place.kind in WHOLE:
             return f"namespace {self.place.namespace}"
         return f"{self.place.kind} {self.place.name}"
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
+from micro_ray.auth.records import DATABASE as AUTH
+from micro_ray.config.records import DATABASE as CONFIG
 from micro_ray.errors import NotFound, TooLarge
 from micro_ray.finding import Examined, Finding
 from micro_ray.limits import Kind, Quota
@@ -24,10 +26,10 @@ from micro_ray.limits.meter import Meter, nobody_asks, platform_itself
 from micro_ray.limits.tally import Amounts, Taken, Tallies
 from micro_ray.store import DEFAULT, Blob, Change, Operation, Put, Record, Store, Usage
 
-__all__ = ["QuotaStore"]
+__all__ = ["OWN", "QuotaStore"]
 
 #: Databases of the platform's own.
-EXEMPT = frozenset(("auth", "config"))
+OWN = frozenset((AUTH, CONFIG))
 
 
 class QuotaStore(Store):
@@ -184,4 +186,4 @@ class QuotaStore(Store):
 def _exempt(database: str) -> bool:
     """Whether what is done is the platform's own: with its databases, by it, or by whom nobody asks
     who he is."""
-    return database in EXEMPT and (nobody_asks() or platform_itself())
+    return database in OWN and (nobody_asks() or platform_itself())

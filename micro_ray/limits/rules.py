@@ -27,6 +27,7 @@ from micro_ray.limits import (
     MAX_RATE,
     MAX_RULES,
     MIN_RATE,
+    WHOLE,
     EventQuota,
     Kind,
     Limit,
@@ -235,7 +236,7 @@ def check_place(kind: str, name: str) -> Kind:
     """Raises BadRequest for a kind that there is not, and a name that it cannot have."""
     if kind not in KINDS:
         raise BadRequest("limits", f"kind {kind[:40]!r} is none of {', '.join(KINDS)}")
-    if kind in (Kind.NAMESPACE, *BACKENDS) and name:
+    if kind in WHOLE and name:
         whose = "a namespace" if kind == Kind.NAMESPACE else f"a namespace in {kind}"
         raise BadRequest("limits", f"the limit of {whose} has no name: it is the caller's own")
     bad = not name.isprintable() or " " in name or "" in name.split(".")

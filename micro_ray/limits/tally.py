@@ -110,8 +110,8 @@ class Tallies:
         self, namespace: str, most: Amounts, more: Amounts, into: Taken | None = None
     ) -> Taken:
         """Room for ``more`` where there may be ``most`` (0: any amount), ``into`` what was taken
-        before for the same writing. Raises TooLarge that names
-        the quota, and what the backend raises when it is counted."""
+        before for the same writing. Raises TooLarge that names the quota, and what the backend
+        raises when it is counted."""
         none = (0,) * len(self._names)
         tally = self._tallies.setdefault(namespace, _Tally(none, none, none))
         period = max(EVERY, tally.took / SHARE)

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from micro_ray.auth import AUDIT
-from micro_ray.auth.records import DATABASE as AUTH
-from micro_ray.config.records import DATABASE as CONFIG
 from micro_ray.context import DEFAULT_NAMESPACE, current
 from micro_ray.errors import Forbidden
 from micro_ray.limits import WHOLE
+from micro_ray.limits.quota_store import OWN as DATABASES
 from micro_ray.runtime.archives import PREFIX as SOURCES
 from micro_ray.runtime.desired import TABLE as WORKLOADS
 from micro_ray.store import DEFAULT, Blob
 
 __all__ = ["Own", "of_audit", "of_whole"]
-
-DATABASES = frozenset((AUTH, CONFIG))
 
 
 class Own:
@@ -57,8 +54,7 @@ class Own:
         return [name for name in names if not (closed and name in DATABASES)]
 
     def tables(self, database: str, names: Iterable[str]) -> list[str]:
-        """Those of a database that the caller may touch."""
-        self.database(database)
+        """Those of a database, which he may, that the caller may touch."""
         hidden = self._closed and database == DEFAULT
         return [name for name in names if not (hidden and name == WORKLOADS)]
 
