@@ -4,7 +4,7 @@ and quotas of the namespace as a whole (``limits.namespace``, ``limits.store``, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from micro_ray.config import Config
 from micro_ray.context import current
@@ -13,8 +13,6 @@ from micro_ray.limits import WHOLE
 from micro_ray.limits.rules import ROOT
 
 __all__ = ["Kept", "only"]
-
-_ABSENT = object()
 
 
 class Kept:
@@ -26,40 +24,28 @@ class Kept:
         self._config = config
 
     async def set(self, path: str, value: Any) -> int | None:
-        if path == "":
-            value = value.get(ROOT, {}) if isinstance(value, Mapping) else {}
-        elif path != ROOT:
-            self._inner(path)
+        if not self._above(path):
             return None
+        if path == "":
+            value = value.get(ROOT) if isinstance(value, Mapping) else None
         return await self._same(path, _kept(value))
 
     async def merge(self, path: str, patch: Any) -> int | None:
-        if path == "":
-            if not isinstance(patch, Mapping):
-                return await self._same(path, {})
-            patch = patch.get(ROOT, _ABSENT)
-            if patch is _ABSENT:
-                return None
-        elif path != ROOT:
-            self._inner(path)
+        if not self._above(path):
             return None
+        if path == "" and isinstance(patch, Mapping):
+            patch = patch.get(ROOT, {})
         if not isinstance(patch, Mapping):
             return await self._same(path, {})
         for word in _kept(patch):
-            self._inner(f"{ROOT}.{word}")
+            _refuse(word)
         return None
 
     async def delete(self, path: str) -> int | None:
-        if path in ("", ROOT):
-            return await self._same(path, {})
-        self._inner(path)
-        return None
+        return await self._same(path, {}) if self._above(path) else None
 
     async def rollback(self, version: int, path: str) -> int | None:
-        if path not in ("", ROOT):
-            self._inner(path)
-            return None
-        if self._free:
+        if not self._above(path):
             return None
         if version == 0:  # before the first
             return await self._same(path, {})
@@ -69,20 +55,19 @@ class Kept:
             return await self._same(path, {})
         return await self._same(path, _kept(then.data))
 
-    @property
-    def _free(self) -> bool:
-        return current().whose is None
-
-    def _inner(self, path: str) -> None:
-        """For a path below both."""
+    def _above(self, path: str) -> bool:
+        """Whether a write at a path, by who is bound, may reach what is kept from above. Raises
+        Forbidden for one that does so from within."""
+        if current().whose is None:
+            return False
         root, _, rest = path.partition(".")
         word = rest.partition(".")[0]
-        if root == ROOT and word in WHOLE and not self._free:
-            raise Forbidden("config", f"{ROOT}.{word} is set by who keeps the platform")
+        if root == ROOT and word in WHOLE:
+            _refuse(word)
+        return path in ("", ROOT)
 
-    async def _same(self, path: str, after: Mapping[str, Any]) -> int | None:
-        if self._free:
-            return None
+    async def _same(self, path: str, after: Mapping[str, Any]) -> int:
+        """The version at a path at which what is kept stays as it is."""
         try:
             found = await self._config.read(path, namespace=current().namespace)
         except NotFound:
@@ -93,7 +78,7 @@ class Kept:
         before = _kept(data)
         for word in {**before, **after}:
             if before.get(word) != after.get(word):
-                self._inner(f"{ROOT}.{word}")
+                _refuse(word)
         return 0 if found is None else found.version
 
 
@@ -103,6 +88,10 @@ def only(asked: int | None, found: int | None) -> int | None:
     if found is None or asked is None or asked == found:
         return asked if found is None else found
     raise Conflict("config", f"version {asked} is expected and {found} is there")
+
+
+def _refuse(word: str) -> NoReturn:
+    raise Forbidden("config", f"{ROOT}.{word} is set by who keeps the platform")
 
 
 def _kept(limits: Any) -> dict[str, Any]:
