@@ -154,14 +154,13 @@ class Connection:
             ended.set()
 
         place = self.place
-        scheme = "tls" if place.tls else "nats"
         options = place.options
         if self.tls is not None:
             options["tls"] = self.tls
         if not self._buffered:
             options["pending_size"] = 0
         await client.connect(
-            [f"{scheme}://{server}" for server in place.servers],
+            place.urls,
             name=f"micro-{self._noun}",
             error_cb=failed,
             disconnected_cb=disconnected,

@@ -36,6 +36,12 @@ class Place:
     login: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def urls(self) -> list[str]:
+        """The servers, as nats-py takes them."""
+        scheme = "tls" if self.tls else "nats"
+        return [f"{scheme}://{server}" for server in self.servers]
+
+    @property
     def options(self) -> dict[str, Any]:
         """How nats-py comes in."""
         options = dict(self.login)

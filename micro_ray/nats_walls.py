@@ -51,7 +51,7 @@ async def reached(place: Place, tls: ssl.SSLContext | None, subject: str) -> lis
         # As a whole: nats-py would try for the first connection again and again.
         async with asyncio.timeout(CONNECT + ANSWER):
             await client.connect(
-                [f"{'tls' if place.tls else 'nats'}://{server}" for server in place.servers],
+                place.urls,
                 name="micro-doctor",
                 error_cb=failed,
                 allow_reconnect=False,

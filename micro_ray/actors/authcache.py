@@ -40,8 +40,7 @@ class AuthCacheActor(Member):
         )
         issuer = None
         if self.passes is not None:
-            auth = settings.auth
-            issuer = Issuer(self.passes.key, auth.issuer, auth.audience, auth.process_ttl)
+            issuer = Issuer.of(self.passes.key, settings.auth)
         return face.endpoints(self.backend, self.passes, issuer, lives(self._network))
 
     def credential(self) -> Credential | None:

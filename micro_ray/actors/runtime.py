@@ -76,11 +76,10 @@ class RuntimeActor(Member):
 
     def _admit(self) -> Admit | None:
         """Lets replicas in: with a ticket where TCP is TLS, a token where everybody is asked."""
-        settings, ticketed = self.settings, needed(self.settings)
+        ticketed = needed(self.settings)
         if self.passes is None:
             return admit if ticketed else None
-        auth = settings.auth
-        issuer = Issuer(self.passes.key, auth.issuer, auth.audience, auth.process_ttl)
+        issuer = Issuer.of(self.passes.key, self.settings.auth)
 
         async def admitting(replica: Replica) -> Admission:
             given = await admit(replica) if ticketed else Admission()

@@ -32,6 +32,7 @@ from micro_ray.auth.tokens import ALGORITHM, Signer, public_of
 from micro_ray.context import AUTHORIZATION
 from micro_ray.errors import BadRequest, PreconditionFailed
 from micro_ray.files import replace_file
+from micro_ray.settings import Auth as AuthSettings
 from micro_ray.settings import Settings
 
 __all__ = [
@@ -211,6 +212,11 @@ class Issuer:
                 key=public,
             )
         )
+
+    @classmethod
+    def of(cls, key: PrivateKey, settings: AuthSettings) -> Issuer:
+        """As the platform's settings have it."""
+        return cls(key, settings.issuer, settings.audience, settings.process_ttl)
 
     def identity(self, id: str, namespace: str, scopes: tuple[str, ...] = (SERVICE,)) -> str:
         """What a replica is started with (``MICRO_IDENTITY``): a token for a key of its own, and

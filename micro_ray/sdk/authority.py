@@ -40,7 +40,7 @@ class Authority:
             settings=settings,
             passwords=Passwords(memory=8, passes=1),
         )
-        self.issuer = Issuer(self.key, settings.issuer, settings.audience, settings.process_ttl)
+        self.issuer = Issuer.of(self.key, settings)
         self.cache = Cache(lambda: self.auth.follow(by=ITSELF))
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
